@@ -1,0 +1,285 @@
+//! What is the same to configure for every store.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::backend::{Nonce, Profile};
+use crate::clock::{BootClock, Clock};
+use crate::error::{Error, ErrorKind};
+use crate::name::{InvalidName, Namespace};
+use crate::node::Node;
+use crate::observer::{NoObserver, Observer};
+use crate::random::{OsRng, Rng};
+
+/// What a coordinator is handed from outside: time, randomness, and who is told of what happens.
+///
+/// The default is the running program's: [`BootClock`], [`OsRng`], and nobody.
+///
+/// ```
+/// use std::sync::Arc;
+/// use sync_core::{Environment, HeldClock, SeededRng};
+///
+/// let held = Environment::default().clock(Arc::new(HeldClock::new())).rng(Arc::new(SeededRng::new(1)));
+/// ```
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct Environment {
+    /// Where the time comes from.
+    pub clock: Arc<dyn Clock>,
+    /// Where randomness comes from.
+    pub rng: Arc<dyn Rng>,
+    /// Who is told.
+    pub observer: Arc<dyn Observer>,
+}
+
+impl Environment {
+    /// Sets where the time comes from.
+    #[must_use]
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Sets where randomness comes from.
+    #[must_use]
+    pub fn rng(mut self, rng: Arc<dyn Rng>) -> Self {
+        self.rng = rng;
+        self
+    }
+
+    /// Sets who is told of grants, extensions, losses and releases.
+    #[must_use]
+    pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.observer = observer;
+        self
+    }
+
+    /// 128 fresh random bits.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] where there is no randomness.
+    pub fn nonce(&self) -> Result<Nonce, Error> {
+        let mut bytes = [0; 16];
+        self.rng.fill(&mut bytes).map_err(|e| {
+            Error::new(ErrorKind::Unsupported, "make a nonce", format!("no randomness: {e}"))
+        })?;
+        Ok(Nonce::from_bytes(bytes))
+    }
+
+    /// A random part of `longest`, from half of it to the whole: what spreads retries.
+    #[must_use]
+    pub fn jitter(&self, longest: Duration) -> Duration {
+        let mut bytes = [0; 4];
+        if self.rng.fill(&mut bytes).is_err() {
+            return longest;
+        }
+        let part = f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX);
+        longest.mul_f64(0.5 + part / 2.0)
+    }
+}
+
+impl Default for Environment {
+    fn default() -> Self {
+        Self {
+            clock: Arc::new(BootClock::new()),
+            rng: Arc::new(OsRng::new()),
+            observer: Arc::new(NoObserver),
+        }
+    }
+}
+
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Environment").field("clock", &self.clock).finish_non_exhaustive()
+    }
+}
+
+/// What is the same to configure for every store. Each has a default that suits most services.
+///
+/// Nothing is checked before a coordinator is made of it; then all of it is, together.
+///
+/// ```
+/// use std::time::Duration;
+/// use sync_core::{Node, Options};
+///
+/// let options = Options::new()
+///     .namespace("billing")
+///     .ttl(Duration::from_secs(10))
+///     .wait(Duration::from_secs(30))
+///     .node(Node::new("billing-1"));
+/// ```
+#[derive(Debug, Clone)]
+pub struct Options {
+    namespace: String,
+    pub(crate) ttl: Duration,
+    pub(crate) wait: Option<Duration>,
+    pub(crate) node: Option<Node>,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) request_timeout: Duration,
+    pub(crate) release_timeout: Duration,
+    pub(crate) drift: f64,
+    pub(crate) slack: Duration,
+    pub(crate) environment: Environment,
+}
+
+impl Options {
+    /// The defaults.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            namespace: Namespace::default().as_str().to_owned(),
+            ttl: Duration::from_secs(15),
+            wait: None,
+            node: None,
+            connect_timeout: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(2),
+            release_timeout: Duration::from_secs(5),
+            drift: 0.01,
+            slack: Duration::from_millis(10),
+            environment: Environment::default(),
+        }
+    }
+
+    /// The prefix of all keys, default `sync`: segments joined by `/` ([`Namespace`]).
+    #[must_use]
+    pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
+        self.namespace = namespace.into();
+        self
+    }
+
+    /// How long a dead holder blocks others, default 15 s. A living holder renews each third of it.
+    #[must_use]
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// How long an acquire waits for a name that is taken, default without limit. Zero tries once.
+    #[must_use]
+    pub fn wait(mut self, wait: Duration) -> Self {
+        self.wait = Some(wait);
+        self
+    }
+
+    /// Who this process is to others, default a node with the id `host-pid-random`.
+    #[must_use]
+    pub fn node(mut self, node: Node) -> Self {
+        self.node = Some(node);
+        self
+    }
+
+    /// Within what time `connect` must have spoken to the store, default 5 s.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// How long one request may take before it counts as unanswered, default 2 s. A renewal is
+    /// bounded by a sixth of the TTL as well.
+    #[must_use]
+    pub fn request_timeout(mut self, timeout: Duration) -> Self {
+        self.request_timeout = timeout;
+        self
+    }
+
+    /// How long `release`, `resign` and `shutdown` wait for the store, default 5 s. What is not
+    /// done by then goes on in the background.
+    #[must_use]
+    pub fn release_timeout(mut self, timeout: Duration) -> Self {
+        self.release_timeout = timeout;
+        self
+    }
+
+    /// By which part two clocks may run apart, default 0.01: that part of each TTL is not used.
+    #[must_use]
+    pub fn drift(mut self, part: f64) -> Self {
+        self.drift = part;
+        self
+    }
+
+    /// A fixed time that is taken off each deadline besides, default 10 ms.
+    #[must_use]
+    pub fn slack(mut self, slack: Duration) -> Self {
+        self.slack = slack;
+        self
+    }
+
+    /// Time, randomness and observer from outside.
+    #[must_use]
+    pub fn environment(mut self, environment: Environment) -> Self {
+        self.environment = environment;
+        self
+    }
+
+    /// For backends: the namespace, parsed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] when it cannot be one.
+    pub fn parsed_namespace(&self) -> Result<Namespace, Error> {
+        Namespace::parse(&self.namespace).map_err(|why: InvalidName| {
+            Error::new(ErrorKind::Invalid, format!("use namespace {:?}", self.namespace), why.to_string())
+        })
+    }
+
+    /// For backends: the environment that everything is to be taken from.
+    #[must_use]
+    pub fn to_environment(&self) -> Environment {
+        self.environment.clone()
+    }
+
+    /// For backends: within what time `connect` must have spoken to the store.
+    #[must_use]
+    pub fn within(&self) -> Duration {
+        self.connect_timeout
+    }
+
+    /// Everything that can be wrong with these for a store of this profile.
+    pub(crate) fn check(&self, profile: &Profile) -> Result<(), Error> {
+        let refuse = |reason: String| {
+            let what = format!("configure {} at {}", profile.store, profile.endpoint);
+            Err(Error::new(ErrorKind::Invalid, what, reason))
+        };
+        self.parsed_namespace()?;
+        check_ttl(self.ttl, profile).or_else(refuse)?;
+        if !(0.0..0.5).contains(&self.drift) {
+            return refuse(format!("a drift of {} is not in 0 to 0.5", self.drift));
+        }
+        let used_up = self.ttl.mul_f64(self.drift) + self.slack + profile.rounding;
+        if used_up > self.ttl / 2 {
+            return refuse(format!(
+                "drift, slack and rounding take {used_up:?} off a TTL of {:?}, which is more than half",
+                self.ttl
+            ));
+        }
+        for (name, value) in [
+            ("connect timeout", self.connect_timeout),
+            ("request timeout", self.request_timeout),
+            ("release timeout", self.release_timeout),
+        ] {
+            if value.is_zero() {
+                return refuse(format!("the {name} is zero, and nothing can be done in no time"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Whether the store can keep this TTL; the reason if not.
+pub(crate) fn check_ttl(ttl: Duration, profile: &Profile) -> Result<(), String> {
+    let Profile { shortest_ttl, longest_ttl, store, .. } = profile;
+    if ttl < *shortest_ttl {
+        return Err(format!("a TTL of {ttl:?} is below {shortest_ttl:?}, the shortest on {store}"));
+    }
+    if ttl > *longest_ttl {
+        return Err(format!("a TTL of {ttl:?} is above {longest_ttl:?}, the longest on {store}"));
+    }
+    Ok(())
+}
