@@ -120,8 +120,7 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
 
     /// Resolves with the next sighting whose version differs from `seen`. Intermediate ones may be
     /// left out, the last one may not. An error is followed by another call.
-    async fn watch(&self, kind: Kind, name: &Name, seen: &Version)
-    -> Result<Sighting, StoreError>;
+    async fn watch(&self, kind: Kind, name: &Name, seen: &Version) -> Result<Sighting, StoreError>;
 }
 
 /// What [`Backend::losses`] gives.

@@ -96,7 +96,14 @@ impl Error {
     #[must_use]
     pub fn from_store(what: impl Into<String>, error: StoreError) -> Self {
         let StoreError { kind, reason, advice, source, .. } = error;
-        Self(Box::new(Details { kind, what: what.into(), reason, advice, revocation: None, source }))
+        Self(Box::new(Details {
+            kind,
+            what: what.into(),
+            reason,
+            advice,
+            revocation: None,
+            source,
+        }))
     }
 
     /// Adds what to do about it.
@@ -138,7 +145,10 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Error").field("kind", &self.0.kind).field("text", &self.to_string()).finish()
+        f.debug_struct("Error")
+            .field("kind", &self.0.kind)
+            .field("text", &self.to_string())
+            .finish()
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! They exist only under `--cfg sync_mutants`; otherwise [`on`] is `false` and compiles away.
 
+#![cfg_attr(not(sync_mutants), allow(unreachable_pub, reason = "the suite sees them"))]
+
 macro_rules! mutants {
     ($($constant:ident = $name:literal, $what:literal;)*) => {
         $(#[doc = $what] pub const $constant: &str = $name;)*

@@ -184,7 +184,10 @@ impl fmt::Display for InvalidName {
             }
             InvalidName::Control(c) => write!(f, "the name holds the control character {c:?}"),
             InvalidName::Reserved(segment) => {
-                write!(f, "the namespace segment {segment:?} is one that the key layout uses itself")
+                write!(
+                    f,
+                    "the namespace segment {segment:?} is one that the key layout uses itself"
+                )
             }
         }
     }

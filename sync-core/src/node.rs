@@ -120,9 +120,9 @@ pub(crate) fn decode(bytes: &[u8], token: Option<FencingToken>) -> Holder {
     if bytes.len() <= LONGEST_RECORD
         && let Ok(record) = serde_json::from_slice::<Record>(bytes)
     {
-        let since = record.since.and_then(|millis| {
-            SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis))
-        });
+        let since = record
+            .since
+            .and_then(|millis| SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis)));
         let node = Node { id: record.id, address: record.address, metadata: record.metadata };
         return Holder { node, token, since };
     }

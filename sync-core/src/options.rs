@@ -219,7 +219,11 @@ impl Options {
     /// [`ErrorKind::Invalid`] when it cannot be one.
     pub fn parsed_namespace(&self) -> Result<Namespace, Error> {
         Namespace::parse(&self.namespace).map_err(|why: InvalidName| {
-            Error::new(ErrorKind::Invalid, format!("use namespace {:?}", self.namespace), why.to_string())
+            Error::new(
+                ErrorKind::Invalid,
+                format!("use namespace {:?}", self.namespace),
+                why.to_string(),
+            )
         })
     }
 

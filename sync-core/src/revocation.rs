@@ -240,9 +240,7 @@ impl Hold {
 
     /// The first look past the deadline.
     fn latch(&self) -> Option<Revocation> {
-        if self.0.granted.get().is_none() {
-            return None;
-        }
+        self.0.granted.get()?;
         if mutant::on(mutant::LATE_REPLY_REVIVES) {
             return Some(Revocation { cause: Cause::Deadline, at: self.deadline() });
         }

@@ -1,0 +1,349 @@
+//! One acquisition from the first attempt to the acknowledged end.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::backend::{Attempt, Claim, Ended, Expiry, Grant, Held, Nonce, Updated};
+use crate::backoff::Backoff;
+use crate::carried::Carried;
+use crate::error::{Error, ErrorKind, StoreError};
+use crate::mutant;
+use crate::queue::Turn;
+use crate::revocation::{Cause, Hold, Revocation};
+use crate::session::LiveSession;
+
+/// How long an unacknowledged end is repeated at the least.
+const SHORTEST_CLEAN_UP: Duration = Duration::from_secs(60);
+
+/// One acquisition: wanted, then perhaps held, then ended.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) session: Arc<LiveSession>,
+    pub(crate) hold: Hold,
+    pub(crate) nonce: Nonce,
+    since: SystemTime,
+    state: Mutex<State>,
+    ending: AtomicBool,
+    /// At most one call to the store about this claim at a time.
+    calling: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug)]
+struct State {
+    claim: Arc<Claim>,
+    grant: Option<Grant>,
+    /// Some attempt may have left something in the store.
+    attempted: bool,
+    /// Some attempt was never answered.
+    unanswered: bool,
+    /// The answer to a change of the record never came: what stands there is not known.
+    version_unknown: bool,
+    turn: Option<Turn>,
+}
+
+impl Entry {
+    pub(crate) fn new(
+        session: Arc<LiveSession>,
+        hold: Hold,
+        claim: Arc<Claim>,
+        since: SystemTime,
+    ) -> Self {
+        Self {
+            since,
+            session,
+            hold,
+            nonce: claim.nonce,
+            state: Mutex::new(State {
+                claim,
+                grant: None,
+                attempted: false,
+                unanswered: false,
+                version_unknown: false,
+                turn: None,
+            }),
+            ending: AtomicBool::new(false),
+            calling: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// Keeps the turn in the local queue until the claim has ended.
+    pub(crate) fn keep_turn(&self, turn: Turn) {
+        self.state().turn = Some(turn);
+    }
+
+    /// Gives the turn back, for another entry of the same acquisition or for the next in line.
+    pub(crate) fn take_turn(&self) -> Option<Turn> {
+        self.state().turn.take()
+    }
+
+    /// An attempt that may leave something in the store is about to be made.
+    pub(crate) fn attempting(&self) -> (Arc<Claim>, bool) {
+        let mut state = self.state();
+        state.attempted = true;
+        (Arc::clone(&state.claim), state.unanswered)
+    }
+
+    /// An attempt was never answered.
+    pub(crate) fn unanswered(&self) {
+        self.state().unanswered = true;
+    }
+
+    /// An attempt was answered, and left nothing behind.
+    pub(crate) fn left_nothing(&self) {
+        let mut state = self.state();
+        state.attempted = state.unanswered;
+    }
+
+    pub(crate) fn granted(&self, grant: Grant) {
+        self.state().grant = Some(grant);
+    }
+
+    /// What a renewal names, while there is something to renew.
+    pub(crate) fn held(&self) -> Option<Held> {
+        let state = self.state();
+        let grant = state.grant.clone()?;
+        self.hold.is_valid().then(|| Held { claim: Arc::clone(&state.claim), grant })
+    }
+
+    /// Claims the right to end this; true for the first caller alone.
+    pub(crate) fn begin_end(&self) -> bool {
+        let first = !self.ending.swap(true, Ordering::AcqRel);
+        if first && let Some(turn) = &self.state().turn {
+            turn.ending();
+        }
+        first
+    }
+
+    /// The claim was lost: lets the next one of this process go on, and cleans up behind it.
+    pub(crate) fn lost(self: &Arc<Self>, cause: Cause) {
+        let revocation = self.hold.revoke(cause);
+        if !self.begin_end() {
+            return;
+        }
+        let (name, token) = (self.hold.name(), self.hold.token().get());
+        match revocation.cause {
+            Cause::Closed => tracing::debug!(name, token, "released by the shutdown"),
+            cause => tracing::warn!(name, token, cause = cause.as_str(), "revoked"),
+        }
+        if revocation.cause == Cause::Deadline {
+            // By time, this claim is over in the store too before a new one can be granted.
+            drop(self.take_turn());
+        }
+        self.spawn_end();
+    }
+
+    /// Ends the claim in the background. Only for whoever [`begin_end`](Entry::begin_end) chose.
+    pub(crate) fn spawn_end(self: &Arc<Self>) {
+        let entry = Arc::clone(self);
+        self.session.shared.runtime.spawn(async move { drop(entry.end().await) });
+    }
+
+    /// Ends the claim in the store, repeated until that is answered, the session has ended, or it
+    /// no longer matters. Only for whoever [`begin_end`](Entry::begin_end) chose.
+    ///
+    /// `Ok(Released)` also when an earlier, unanswered try of this very call had done it.
+    pub(crate) async fn end(self: Arc<Self>) -> Result<Ended, StoreError> {
+        let outcome = self.end_in_store().await;
+        self.session.leave(self.nonce);
+        drop(self.take_turn());
+        if let Err(error) = &outcome {
+            tracing::warn!(name = self.hold.name(), %error, "clean-up given up");
+        }
+        outcome
+    }
+
+    async fn end_in_store(&self) -> Result<Ended, StoreError> {
+        let _calling = self.calling.lock().await;
+        let (claim, grant, unanswered, attempted) = {
+            let state = self.state();
+            (Arc::clone(&state.claim), state.grant.clone(), state.unanswered, state.attempted)
+        };
+        if !attempted {
+            return Ok(Ended::NotOurs);
+        }
+        if unanswered {
+            self.session.leaves_marker();
+        }
+        let told = unanswered && !mutant::on(mutant::PLAIN_RELEASE);
+        let shared = &self.session.shared;
+        let clock = &*shared.environment.clock;
+        let give_up = clock.now() + (self.session.ttl() * 4).max(SHORTEST_CLEAN_UP);
+        let mut backoff = Backoff::new();
+        let mut repeated = false;
+        loop {
+            if self.session.has_ended() && shared.profile.expiry == Expiry::Session {
+                // The session's own end frees everything that was made on it.
+                return Ok(if repeated { Ended::Released } else { Ended::NotOurs });
+            }
+            let call = shared.backend.end(&self.session.session, &claim, grant.as_ref(), told);
+            let error = match shared.request(self.session.ttl(), call).await {
+                Ok(Ended::NotOurs) if repeated => return Ok(Ended::Released),
+                Ok(ended) => return Ok(ended),
+                Err(error) => error,
+            };
+            repeated |= !error.settled();
+            if !error.is_transient() || clock.now() >= give_up {
+                return Err(error);
+            }
+            tracing::debug!(name = self.hold.name(), %error, "not ended yet");
+            let again = clock.now() + backoff.next(&shared.environment);
+            tokio::select! {
+                biased;
+                () = self.session.ended() => {}
+                () = clock.sleep_until(again) => {}
+            }
+        }
+    }
+
+    /// Replaces the record, comparing its last known version. One change at a time.
+    pub(crate) async fn update(
+        self: Arc<Self>,
+        encode: impl Fn(Nonce) -> Result<Vec<u8>, String> + Send,
+    ) -> Result<(), Error> {
+        let shared = &self.session.shared;
+        let what = || shared.subject("update", self.claim().kind, self.hold.name());
+        let record =
+            encode(self.nonce).map_err(|why| Error::new(ErrorKind::Invalid, what(), why))?;
+        let _calling = self.calling.lock().await;
+        let claim = Arc::new(Claim { record: record.into(), ..(*self.claim()).clone() });
+        let clock = &*shared.environment.clock;
+        let give_up = clock.now() + shared.options.release_timeout;
+        let mut backoff = Backoff::new();
+        loop {
+            if let Some(revocation) = self.hold.revocation() {
+                return Err(Error::lost(what(), revocation));
+            }
+            let error = match self.try_update(&claim).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => {
+                    self.lost(Cause::Key);
+                    continue;
+                }
+                Err(error) => error,
+            };
+            if !error.is_transient() || clock.now() >= give_up {
+                return Err(Error::from_store(what(), error));
+            }
+            clock.sleep_until(clock.now() + backoff.next(&shared.environment)).await;
+        }
+    }
+
+    /// Whether the record is the claim's now; `false` when the claim is not ours any more.
+    async fn try_update(&self, claim: &Arc<Claim>) -> Result<bool, StoreError> {
+        let shared = &self.session.shared;
+        let (session, ttl) = (&self.session.session, self.session.ttl());
+        let version_unknown = self.state().version_unknown;
+        if version_unknown {
+            let (old, unanswered) = self.attempting();
+            let call = shared.backend.try_claim(session, &old, None, unanswered);
+            let answer = shared.request(ttl, call).await;
+            if answer.as_ref().is_err_and(|error| !error.settled()) {
+                self.unanswered();
+            }
+            match answer? {
+                Attempt::Held(now) => {
+                    let mut state = self.state();
+                    state.version_unknown = false;
+                    state.grant = Some(now);
+                }
+                Attempt::Blocked(_) | Attempt::Anew | Attempt::SessionEnded => return Ok(false),
+            }
+        }
+        let Some(grant) = self.state().grant.clone() else {
+            return Ok(false);
+        };
+        match shared.request(ttl, shared.backend.update(session, claim, &grant)).await {
+            Ok(Updated::Done(version)) => {
+                let mut state = self.state();
+                state.claim = Arc::clone(claim);
+                state.grant = Some(Grant { version, ..grant });
+                Ok(true)
+            }
+            Ok(Updated::NotOurs) => Ok(false),
+            Err(error) => {
+                self.state().version_unknown |= !error.settled();
+                Err(error)
+            }
+        }
+    }
+
+    /// The holder's wall clock when it asked, as the record says.
+    pub(crate) fn since(&self) -> SystemTime {
+        self.since
+    }
+
+    fn claim(&self) -> Arc<Claim> {
+        Arc::clone(&self.state().claim)
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a guard owns: dropping it gives the claim back in the background.
+#[derive(Debug)]
+pub(crate) struct Claimed(pub(crate) Arc<Entry>);
+
+impl Claimed {
+    /// Gives the claim back and waits for the store to say so, within the release timeout.
+    ///
+    /// Dropping the future does not stop it.
+    pub(crate) async fn release(self, verb: &'static str) -> Result<(), Error> {
+        let entry = Arc::clone(&self.0);
+        let shared = &entry.session.shared;
+        let what = || shared.subject(verb, entry.claim().kind, entry.hold.name());
+        let revocation = entry.hold.revoke(Cause::Released);
+        if revocation.cause == Cause::Closed {
+            let why = "the coordinator was shut down, which released it";
+            return Err(Error::new(ErrorKind::Closed, what(), why));
+        }
+        if revocation.cause != Cause::Released || !entry.begin_end() {
+            return Err(Error::lost(what(), revocation));
+        }
+        let end = Arc::clone(&entry).end();
+        let end = Carried::new(shared.runtime.clone(), CancellationToken::new(), end);
+        match shared.within(shared.options.release_timeout, end).await {
+            Some(Ok(Ended::Released)) => {
+                tracing::debug!(name = entry.hold.name(), "released");
+                Ok(())
+            }
+            Some(Ok(Ended::NotOurs)) => Err(Error::new(
+                ErrorKind::Lost,
+                what(),
+                "the store had it no longer: it was removed or overwritten from outside",
+            )),
+            Some(Err(error)) => Err(Error::from_store(what(), error)),
+            None => Err(Error::new(
+                ErrorKind::Unknown,
+                what(),
+                format!("no answer within {:?}", shared.options.release_timeout),
+            )
+            .advise("it goes on in the background; else the name is free after its TTL")),
+        }
+    }
+}
+
+impl Claimed {
+    /// The error that says why this was lost.
+    pub(crate) fn into_lost(self, what: &str) -> Error {
+        match self.0.hold.revoke(Cause::Released) {
+            Revocation { cause: Cause::Closed, .. } => {
+                Error::new(ErrorKind::Closed, what, "the coordinator was shut down")
+            }
+            revocation => Error::lost(what, revocation),
+        }
+    }
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        self.0.hold.revoke(Cause::Released);
+        if self.0.begin_end() {
+            self.0.spawn_end();
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! Makes locks and elections on one store.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use crate::backend::{Backend, Profile};
+use crate::carried::within;
+use crate::clock::Moment;
+use crate::error::{Error, ErrorKind, StoreError};
+use crate::handle::Wanting;
+use crate::leader::Leader;
+use crate::lease::Margin;
+use crate::lock::Lock;
+use crate::name::Kind;
+use crate::node::Node;
+use crate::options::{Environment, Options};
+use crate::queue::LocalQueue;
+use crate::revocation::Cause;
+use crate::session::LiveSession;
+use crate::sightings::Sightings;
+
+/// Makes locks and elections on one store. Cheap to clone; all clones share one session per TTL.
+///
+/// Dropping the last clone does not revoke live guards: the session stays until the last handle
+/// and guard of it is gone. [`shutdown`](Coordinator::shutdown) ends everything at once.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), sync_core::Error> {
+/// use sync_core::{Options, memory};
+///
+/// let sync = memory::Store::new().connect(&Options::new())?;
+/// let guard = sync.lock("nightly-report").acquire().await?;
+/// assert!(guard.is_valid());
+/// guard.release().await?;
+/// sync.shutdown().await
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Coordinator {
+    inner: Arc<Inner>,
+}
+
+impl Coordinator {
+    /// A coordinator on `backend`. Nothing is sent. Each store's crate has a `connect` that does
+    /// this and speaks to the store first.
+    ///
+    /// Must be called inside a tokio runtime with time enabled; background work runs on it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] when the options cannot be used with this store, with both values;
+    /// [`ErrorKind::Unsupported`] outside a runtime.
+    pub fn new(backend: Arc<dyn Backend>, options: &Options) -> Result<Self, Error> {
+        let profile = backend.profile().clone();
+        options.check(&profile)?;
+        let runtime = Handle::try_current().map_err(|_| {
+            let what = format!("use {} at {}", profile.store, profile.endpoint);
+            Error::new(ErrorKind::Unsupported, what, "there is no tokio runtime here")
+                .advise("call it from inside one, such as #[tokio::main]")
+        })?;
+        let mut options = options.clone();
+        if options.node.is_none() {
+            options.node = Some(Node::new(default_id(&options.environment)?));
+        }
+        let margin = Margin { drift: options.drift, slack: options.slack + profile.rounding };
+        let shared = Arc::new(Shared {
+            backend,
+            environment: options.environment.clone(),
+            profile,
+            options,
+            margin,
+            runtime,
+            closing: CancellationToken::new(),
+        });
+        Ok(Self {
+            inner: Arc::new(Inner {
+                sightings: Sightings::new(Arc::clone(&shared)),
+                shared,
+                queue: Arc::new(LocalQueue::default()),
+                sessions: Mutex::new(BTreeMap::new()),
+                opened: Mutex::new(Vec::new()),
+            }),
+        })
+    }
+
+    /// A handle on the lock of this name. Nothing is sent, and nothing checked, before it is used.
+    #[must_use]
+    pub fn lock(&self, name: impl Into<String>) -> Lock {
+        Lock::new(Wanting::new(Arc::clone(&self.inner), Kind::Lock, name.into()))
+    }
+
+    /// A handle on the election of this name. Nothing is sent, and nothing checked, before it is
+    /// used.
+    #[must_use]
+    pub fn leader(&self, name: impl Into<String>) -> Leader {
+        Leader::new(Wanting::new(Arc::clone(&self.inner), Kind::Leader, name.into()))
+    }
+
+    /// Ends everything: who waits gets an error of kind [`Closed`](ErrorKind::Closed), what is
+    /// held is revoked with [`Cause::Closed`] and released, and the sessions are closed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unknown`] when the store has not confirmed all of it within the release
+    /// timeout. It goes on in the background; what cannot be done ends with its TTL.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not stop it. Calling it again waits for the same.
+    pub async fn shutdown(&self) -> Result<(), Error> {
+        let Inner { shared, opened, .. } = &*self.inner;
+        shared.closing.cancel();
+        let sessions = std::mem::take(&mut *opened.lock().unwrap_or_else(PoisonError::into_inner));
+        let sessions: Vec<_> = sessions.into_iter().filter_map(|s| s.upgrade()).collect();
+        for session in &sessions {
+            for entry in session.shut() {
+                if entry.held().is_some() {
+                    entry.lost(Cause::Closed);
+                }
+            }
+        }
+        {
+            let weak = sessions.iter().map(Arc::downgrade).collect();
+            *opened.lock().unwrap_or_else(PoisonError::into_inner) = weak;
+        }
+        let all_closed = async {
+            for session in &sessions {
+                session.closed().await;
+            }
+        };
+        match shared.within(shared.options.release_timeout, all_closed).await {
+            Some(()) => Ok(()),
+            None => Err(Error::new(
+                ErrorKind::Unknown,
+                format!("shut down on {}", shared.place()),
+                format!("no answer within {:?}", shared.options.release_timeout),
+            )
+            .advise("it goes on in the background; else everything is free after its TTL")),
+        }
+    }
+}
+
+impl fmt::Debug for Coordinator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Profile { store, endpoint, .. } = &self.inner.shared.profile;
+        f.debug_struct("Coordinator")
+            .field("store", store)
+            .field("endpoint", endpoint)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the coordinator, its handles and its guards keep alive.
+pub(crate) struct Inner {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) queue: Arc<LocalQueue>,
+    pub(crate) sightings: Sightings,
+    sessions: Mutex<BTreeMap<Duration, Arc<SessionSlot>>>,
+    /// Every session that was opened and may not be closed yet.
+    opened: Mutex<Vec<std::sync::Weak<LiveSession>>>,
+}
+
+impl Inner {
+    /// The place of the session that all handles with this TTL share.
+    pub(crate) fn slot(&self, ttl: Duration) -> Arc<SessionSlot> {
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(sessions.entry(ttl).or_default())
+    }
+
+    fn note_opened(&self, session: &Arc<LiveSession>) {
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.retain(|session| session.strong_count() > 0);
+        opened.push(Arc::downgrade(session));
+    }
+}
+
+/// The place of a session that is opened when it is needed, and anew when it has ended.
+#[derive(Debug, Default)]
+pub(crate) struct SessionSlot {
+    current: Mutex<Option<Arc<LiveSession>>>,
+    opening: tokio::sync::Mutex<()>,
+}
+
+impl SessionSlot {
+    /// A session on which something may be granted now.
+    pub(crate) async fn usable(
+        &self,
+        inner: &Inner,
+        ttl: Duration,
+    ) -> Result<Arc<LiveSession>, StoreError> {
+        loop {
+            let session = match self.serving(ttl) {
+                Some(session) => session,
+                None => self.open(inner, ttl).await?,
+            };
+            if session.fresh().await {
+                return Ok(session);
+            }
+        }
+    }
+
+    async fn open(&self, inner: &Inner, ttl: Duration) -> Result<Arc<LiveSession>, StoreError> {
+        let _opening = self.opening.lock().await;
+        if let Some(session) = self.serving(ttl) {
+            return Ok(session);
+        }
+        let session = LiveSession::open(&inner.shared, ttl).await?;
+        inner.note_opened(&session);
+        if inner.shared.closing.is_cancelled() {
+            session.retire();
+        }
+        let before = self.current().replace(Arc::clone(&session));
+        if let Some(before) = before {
+            before.retire();
+        }
+        Ok(session)
+    }
+
+    fn serving(&self, ttl: Duration) -> Option<Arc<LiveSession>> {
+        self.current().as_ref().filter(|session| session.serves(ttl)).cloned()
+    }
+
+    fn current(&self) -> std::sync::MutexGuard<'_, Option<Arc<LiveSession>>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for SessionSlot {
+    fn drop(&mut self) {
+        if let Some(session) = self.current().take() {
+            session.retire();
+        }
+    }
+}
+
+/// What everything of one coordinator needs, background tasks included.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) profile: Profile,
+    pub(crate) options: Options,
+    pub(crate) environment: Environment,
+    pub(crate) margin: Margin,
+    pub(crate) runtime: Handle,
+    pub(crate) closing: CancellationToken,
+}
+
+impl Shared {
+    pub(crate) fn now(&self) -> Moment {
+        self.environment.clock.now()
+    }
+
+    /// One request, bounded by `limit` and by the request timeout: past that it is unanswered.
+    pub(crate) async fn request<T>(
+        &self,
+        limit: Duration,
+        call: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let limit = limit.min(self.options.request_timeout);
+        match self.within(limit, call).await {
+            Some(answer) => answer,
+            None => Err(StoreError::unknown(format!("no answer within {limit:?}"))),
+        }
+    }
+
+    pub(crate) async fn within<T>(
+        &self,
+        limit: Duration,
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
+        within(&*self.environment.clock, limit, work).await
+    }
+
+    /// What an error says was being done.
+    pub(crate) fn subject(&self, verb: &str, kind: Kind, name: &str) -> String {
+        format!("{verb} {kind} {name:?} on {}", self.place())
+    }
+
+    fn place(&self) -> String {
+        format!("{} at {}", self.profile.store, self.profile.endpoint)
+    }
+}
+
+/// `host-pid-random`
+fn default_id(environment: &Environment) -> Result<String, Error> {
+    #[cfg(unix)]
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    #[cfg(not(unix))]
+    let host = std::env::var("COMPUTERNAME").unwrap_or_else(|_| "host".to_owned());
+    let random = environment.nonce()?.to_hex();
+    Ok(format!("{host}-{}-{}", std::process::id(), &random[..8]))
+}

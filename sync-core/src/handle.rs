@@ -1,0 +1,219 @@
+//! What a lock and an election have in common: a name that is wanted, and how.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use crate::acquire::Acquisition;
+use crate::carried::Carried;
+use crate::claim::Claimed;
+use crate::coordinator::{Inner, SessionSlot};
+use crate::error::{Error, ErrorKind};
+use crate::name::{Kind, Name};
+use crate::node::{self, Holder, Node};
+use crate::options::check_ttl;
+use crate::queue::Turn;
+
+/// A name that is wanted, and how. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Wanting {
+    pub(crate) inner: Arc<Inner>,
+    kind: Kind,
+    id: String,
+    ttl: Option<Duration>,
+    wait: Option<Duration>,
+    node: Option<Node>,
+    /// The place of a session that this handle and its clones have for themselves.
+    dedicated: Option<Arc<SessionSlot>>,
+}
+
+impl Wanting {
+    pub(crate) fn new(inner: Arc<Inner>, kind: Kind, id: String) -> Self {
+        Self { inner, kind, id, ttl: None, wait: None, node: None, dedicated: None }
+    }
+
+    pub(crate) fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
+        self
+    }
+
+    pub(crate) fn wait(mut self, wait: Duration) -> Self {
+        self.wait = Some(wait);
+        self
+    }
+
+    pub(crate) fn node(mut self, node: Node) -> Self {
+        self.node = Some(node);
+        self
+    }
+
+    pub(crate) fn dedicated_session(mut self) -> Self {
+        self.dedicated = Some(Arc::default());
+        self
+    }
+
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub(crate) fn key(&self) -> Result<String, Error> {
+        Ok(self.inner.shared.backend.key(self.kind, &self.name("name the key of")?))
+    }
+
+    /// Who holds the name now.
+    pub(crate) async fn holder(&self) -> Result<Option<Holder>, Error> {
+        const VERB: &str = "read the holder of";
+        let shared = &self.inner.shared;
+        let name = self.name(VERB)?;
+        let call = shared.backend.holder(self.kind, &name);
+        let sighting = shared
+            .request(shared.options.request_timeout, call)
+            .await
+            .map_err(|error| Error::from_store(self.what(VERB), error))?;
+        Ok(sighting.holder.map(|seen| node::decode(&seen.record, seen.token)))
+    }
+
+    /// Waits for the name for as long as this handle allows.
+    pub(crate) async fn claim(&self) -> Result<Claimed, Error> {
+        let wait = self.wait.or(self.inner.shared.options.wait);
+        if wait.is_some_and(|wait| wait.is_zero()) {
+            return self.try_claim().await?.ok_or_else(|| self.used_up(Duration::ZERO));
+        }
+        let acquisition = self.acquisition(true)?;
+        let shared = &self.inner.shared;
+        let progress = Arc::clone(&acquisition.progress);
+        let work = self.spanned(async {
+            let turn = tokio::select! {
+                biased;
+                () = shared.closing.cancelled() => return Err(self.closed()),
+                turn = self.inner.queue.enter(self.kind, &acquisition.name) => turn,
+            };
+            self.carry(acquisition, turn).await
+        });
+        let claimed = match wait {
+            None => work.await,
+            Some(wait) => match shared.within(wait, work).await {
+                Some(outcome) => outcome,
+                None => Err(match progress.trouble() {
+                    Some(error) => Error::from_store(self.what(self.verb()), error),
+                    None => self.used_up(wait),
+                }),
+            },
+        };
+        claimed?.ok_or_else(|| self.used_up(wait.unwrap_or_default()))
+    }
+
+    /// Takes the name if it is free, and leaves nothing behind if not.
+    pub(crate) async fn try_claim(&self) -> Result<Option<Claimed>, Error> {
+        let acquisition = self.acquisition(false)?;
+        let Inner { shared, queue, .. } = &*self.inner;
+        if shared.closing.is_cancelled() {
+            return Err(self.closed());
+        }
+        self.spanned(async {
+            let name = &acquisition.name;
+            let mut turn = queue.try_enter(self.kind, name);
+            if turn.is_none() && queue.is_ending(self.kind, name) {
+                let entering = queue.enter(self.kind, name);
+                turn = shared.within(shared.options.request_timeout, entering).await;
+            }
+            match turn {
+                Some(turn) => self.carry(acquisition, turn).await,
+                None => Ok(None),
+            }
+        })
+        .await
+    }
+
+    pub(crate) fn what(&self, verb: &str) -> String {
+        self.inner.shared.subject(verb, self.kind, &self.id)
+    }
+
+    pub(crate) fn closed(&self) -> Error {
+        Error::new(ErrorKind::Closed, self.what(self.verb()), "the coordinator was shut down")
+    }
+
+    pub(crate) fn name(&self, verb: &str) -> Result<Name, Error> {
+        Name::parse(&self.id)
+            .map_err(|why| Error::new(ErrorKind::Invalid, self.what(verb), why.to_string()))
+    }
+
+    pub(crate) fn verb(&self) -> &'static str {
+        match self.kind {
+            Kind::Lock => "acquire",
+            Kind::Leader => "campaign for",
+        }
+    }
+
+    fn used_up(&self, wait: Duration) -> Error {
+        let why = match wait {
+            Duration::ZERO => "somebody else holds it".to_owned(),
+            wait => format!("somebody else held it for the whole wait of {wait:?}"),
+        };
+        Error::new(ErrorKind::Timeout, self.what(self.verb()), why)
+    }
+
+    /// Everything that can be refused before anything is sent.
+    fn acquisition(&self, queue: bool) -> Result<Acquisition, Error> {
+        let Inner { shared, .. } = &*self.inner;
+        let invalid = |why| Error::new(ErrorKind::Invalid, self.what(self.verb()), why);
+        let ttl = self.ttl.unwrap_or(shared.options.ttl);
+        check_ttl(ttl, &shared.profile).map_err(invalid)?;
+        let name = self.name(self.verb())?;
+        let default = || shared.options.node.clone().unwrap_or_default();
+        let node = self.node.clone().unwrap_or_else(default);
+        let nonce = shared.environment.nonce()?;
+        node::encode(&node, shared.environment.clock.wall(), &nonce).map_err(invalid)?;
+        Ok(Acquisition {
+            inner: Arc::clone(&self.inner),
+            slot: self.dedicated.clone().unwrap_or_else(|| self.inner.slot(ttl)),
+            kind: self.kind,
+            name,
+            node,
+            ttl,
+            queue,
+            progress: Arc::default(),
+        })
+    }
+
+    /// The part that talks to the store: carried on if the caller goes away.
+    async fn carry(&self, acquisition: Acquisition, turn: Turn) -> Result<Option<Claimed>, Error> {
+        let shared = Arc::clone(&self.inner.shared);
+        let gone = CancellationToken::new();
+        let work = acquisition.run(turn, gone.clone());
+        let span = tracing::Span::current();
+        match Carried::new(shared.runtime.clone(), gone, work.instrument(span)).await {
+            Ok(claimed) => Ok(claimed),
+            Err(None) => Err(self.closed()),
+            Err(Some(error)) => Err(Error::from_store(self.what(self.verb()), error)),
+        }
+    }
+
+    async fn spanned(
+        &self,
+        work: impl Future<Output = Result<Option<Claimed>, Error>>,
+    ) -> Result<Option<Claimed>, Error> {
+        let span = match self.kind {
+            Kind::Lock => tracing::debug_span!(
+                "acquire", name = %self.id, waited_ms = tracing::field::Empty, token = tracing::field::Empty
+            ),
+            Kind::Leader => tracing::debug_span!(
+                "campaign", name = %self.id, waited_ms = tracing::field::Empty, token = tracing::field::Empty
+            ),
+        };
+        let clock = &self.inner.shared.environment.clock;
+        let began = clock.now();
+        let outcome = work.instrument(span.clone()).await;
+        if !span.is_disabled() {
+            let waited = clock.now().since(began);
+            span.record("waited_ms", u64::try_from(waited.as_millis()).unwrap_or(u64::MAX));
+            if let Ok(Some(claimed)) = &outcome {
+                span.record("token", claimed.0.hold.token().get());
+            }
+        }
+        outcome
+    }
+}

@@ -1,0 +1,131 @@
+//! First come, first served inside one process: one task at a time talks to the store about a name.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::name::{Kind, Name};
+
+type Key = (Kind, Name);
+
+/// The lines of one coordinator, one for each name in use.
+#[derive(Debug, Default)]
+pub(crate) struct LocalQueue {
+    lines: Mutex<BTreeMap<Key, Arc<Line>>>,
+}
+
+#[derive(Debug)]
+struct Line {
+    turn: Arc<Semaphore>,
+    /// Whoever has the turn is giving the name back.
+    ending: AtomicBool,
+}
+
+/// The turn to talk to the store about a name. It lasts until what was won has been given back.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    queue: Arc<LocalQueue>,
+    key: Key,
+    line: Arc<Line>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl LocalQueue {
+    /// Waits for the turn, in the order of the calls.
+    ///
+    /// Dropping the future leaves the line.
+    pub(crate) async fn enter(self: &Arc<Self>, kind: Kind, name: &Name) -> Turn {
+        let mut turn = self.stand(kind, name);
+        // The semaphore is never closed; without a permit the turn would merely be shared.
+        turn.permit = Arc::clone(&turn.line.turn).acquire_owned().await.ok();
+        turn.line.ending.store(false, Ordering::Release);
+        turn
+    }
+
+    /// The turn, if nobody has it.
+    pub(crate) fn try_enter(self: &Arc<Self>, kind: Kind, name: &Name) -> Option<Turn> {
+        let mut turn = self.stand(kind, name);
+        turn.permit = Some(Arc::clone(&turn.line.turn).try_acquire_owned().ok()?);
+        turn.line.ending.store(false, Ordering::Release);
+        Some(turn)
+    }
+
+    /// Whether the one who has the turn is giving the name back already.
+    pub(crate) fn is_ending(&self, kind: Kind, name: &Name) -> bool {
+        let lines = self.lines();
+        lines.get(&(kind, name.clone())).is_none_or(|line| line.ending.load(Ordering::Acquire))
+    }
+
+    fn stand(self: &Arc<Self>, kind: Kind, name: &Name) -> Turn {
+        let key = (kind, name.clone());
+        let fresh = || Line { turn: Arc::new(Semaphore::new(1)), ending: AtomicBool::new(false) };
+        let line = Arc::clone(self.lines().entry(key.clone()).or_insert_with(|| Arc::new(fresh())));
+        Turn { queue: Arc::clone(self), key, line, permit: None }
+    }
+
+    fn lines(&self) -> std::sync::MutexGuard<'_, BTreeMap<Key, Arc<Line>>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Turn {
+    /// Says that the name is being given back: who only tries may wait for that.
+    pub(crate) fn ending(&self) {
+        self.line.ending.store(true, Ordering::Release);
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut lines = self.queue.lines();
+        self.permit = None;
+        // The map's and our own: nobody else stands in this line, and nobody can join meanwhile.
+        if Arc::strong_count(&self.line) == 2 {
+            lines.remove(&self.key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn turns_are_taken_in_order_and_lines_vanish() {
+        let queue = Arc::new(LocalQueue::default());
+        let name = Name::parse("a").unwrap();
+        let first = queue.enter(Kind::Lock, &name).await;
+        assert!(queue.try_enter(Kind::Lock, &name).is_none());
+        assert!(queue.try_enter(Kind::Leader, &name).is_some());
+
+        let served = Arc::new(Mutex::new(Vec::new()));
+        let mut waiting = Vec::new();
+        for i in 0..5 {
+            let (queue, name, served) = (Arc::clone(&queue), name.clone(), Arc::clone(&served));
+            waiting.push(tokio::spawn(async move {
+                let _turn = queue.enter(Kind::Lock, &name).await;
+                served.lock().unwrap().push(i);
+            }));
+            tokio::task::yield_now().await;
+        }
+        waiting.remove(2).abort();
+        drop(first);
+        for task in waiting {
+            task.await.unwrap();
+        }
+        assert_eq!(*served.lock().unwrap(), [0, 1, 3, 4]);
+        assert!(queue.lines().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_is_ending_says_so() {
+        let queue = Arc::new(LocalQueue::default());
+        let name = Name::parse("a").unwrap();
+        let turn = queue.enter(Kind::Lock, &name).await;
+        assert!(!queue.is_ending(Kind::Lock, &name));
+        turn.ending();
+        assert!(queue.is_ending(Kind::Lock, &name));
+    }
+}
