@@ -120,7 +120,8 @@ impl Entry {
     /// The claim was lost: lets the next one of this process go on, and cleans up behind it.
     pub(crate) fn lost(self: &Arc<Self>, cause: Cause) {
         let revocation = self.hold.revoke(cause);
-        if !self.begin_end() {
+        // Whoever releases sees to the end, and is told of it.
+        if revocation.cause == Cause::Released || !self.begin_end() {
             return;
         }
         let (name, token) = (self.hold.name(), self.hold.token().get());

@@ -114,18 +114,16 @@ impl Coordinator {
     pub async fn shutdown(&self) -> Result<(), Error> {
         let Inner { shared, opened, .. } = &*self.inner;
         shared.closing.cancel();
-        let sessions = std::mem::take(&mut *opened.lock().unwrap_or_else(PoisonError::into_inner));
-        let sessions: Vec<_> = sessions.into_iter().filter_map(|s| s.upgrade()).collect();
+        let sessions: Vec<_> = {
+            let opened = opened.lock().unwrap_or_else(PoisonError::into_inner);
+            opened.iter().filter_map(std::sync::Weak::upgrade).collect()
+        };
         for session in &sessions {
             for entry in session.shut() {
                 if entry.held().is_some() {
                     entry.lost(Cause::Closed);
                 }
             }
-        }
-        {
-            let weak = sessions.iter().map(Arc::downgrade).collect();
-            *opened.lock().unwrap_or_else(PoisonError::into_inner) = weak;
         }
         let all_closed = async {
             for session in &sessions {

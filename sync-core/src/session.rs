@@ -161,8 +161,11 @@ impl LiveSession {
         }
     }
 
-    /// A void marker stays in the store for as long as the session.
+    /// A void marker stays in the store for as long as the session, where sessions can end.
     pub(crate) fn leaves_marker(&self) {
+        if self.shared.profile.expiry == Expiry::Claim {
+            return;
+        }
         let mut state = self.state();
         state.markers += 1;
         if state.markers > MOST_MARKERS {
@@ -324,15 +327,13 @@ impl LiveSession {
 
     fn begin_renewal(self: &Arc<Self>, now: Moment) -> Option<InFlight> {
         let mut state = self.state();
-        if mutant::on(mutant::NO_RENEWAL) {
-            return None;
-        }
         if state.lease.renew_at().is_none_or(|at| now < at) {
             return None;
         }
         let held: Vec<Held> = state.claims.values().filter_map(|entry| entry.held()).collect();
         state.lease.sent();
-        if held.is_empty() && self.shared.profile.expiry == Expiry::Claim {
+        let idle = held.is_empty() && self.shared.profile.expiry == Expiry::Claim;
+        if idle || mutant::on(mutant::NO_RENEWAL) {
             return None;
         }
         let limit = state.lease.attempt_limit();
