@@ -1,0 +1,360 @@
+//! A [`Backend`] that fails as it is told, around one that works.
+
+#![deny(clippy::missing_trait_methods)]
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sync_core::backend::{
+    Attempt, Claim, Ended, Grant, Held, Loss, Losses, Profile, Renewal, Session, Sighting, Ticket,
+    Updated, Version,
+};
+use sync_core::{Backend, Clock, ErrorKind, Kind, Name, StoreError};
+use tokio::sync::{broadcast, watch};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::BroadcastStream;
+
+/// A method of [`Backend`] that speaks to the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Verb {
+    /// [`Backend::open`]
+    Open,
+    /// [`Backend::close`]
+    Close,
+    /// [`Backend::renew`]
+    Renew,
+    /// [`Backend::try_claim`]
+    TryClaim,
+    /// [`Backend::wait`]
+    Wait,
+    /// [`Backend::update`]
+    Update,
+    /// [`Backend::end`]
+    End,
+    /// [`Backend::holder`]
+    Holder,
+    /// [`Backend::watch`]
+    Watch,
+}
+
+/// What happens to a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The store refuses, and nothing was applied.
+    Refuse(ErrorKind),
+    /// The request never leaves: nothing is applied, and the caller knows.
+    Unsent,
+    /// The request is lost on its way: nothing is applied, and the caller does not know.
+    LoseRequest,
+    /// The request is applied and its answer is lost.
+    LoseAnswer,
+    /// The request leaves this much later, by the clock that [`Faulty`] was given.
+    Delay(Duration),
+    /// The request stays with the caller until [`Faults::release`]. Whoever drops the call before
+    /// takes it back: it is never applied.
+    Hang,
+    /// The request is under way until [`Faults::release`], and is applied then, also if the
+    /// caller has dropped the call: the late request.
+    Late,
+    /// The request is applied, and its answer is under way until [`Faults::release`].
+    LateAnswer,
+}
+
+/// The handle by which a [`Faulty`] is told what to do. Clones are the same handle.
+///
+/// [`Faults::next`] plans one call, [`Faults::always`] all calls that have no plan of their own.
+/// On [`Verb::Wait`], which cannot fail, the faults that lose something never resolve, and those
+/// that refuse resolve at once.
+///
+/// ```
+/// use sync_conformance::fault::{Fault, Faults, Verb};
+///
+/// let faults = Faults::new();
+/// faults.next(Verb::TryClaim, Fault::LoseAnswer);
+/// faults.always(Verb::Renew, Fault::Hang);
+/// assert_eq!(faults.calls(Verb::Renew), 0);
+/// ```
+#[derive(Debug, Clone)]
+pub struct Faults(Arc<Control>);
+
+#[derive(Debug)]
+struct Control {
+    plans: Mutex<HashMap<Verb, Plan>>,
+    /// How many calls came, for each verb.
+    calls: watch::Sender<HashMap<Verb, usize>>,
+    /// Counts the releases: who began to wait under an earlier number goes on.
+    releases: watch::Sender<u64>,
+    losses: broadcast::Sender<Loss>,
+}
+
+#[derive(Debug, Default)]
+struct Plan {
+    next: VecDeque<Fault>,
+    always: Option<Fault>,
+}
+
+impl Faults {
+    /// No faults at all.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(Arc::new(Control {
+            plans: Mutex::default(),
+            calls: watch::Sender::new(HashMap::new()),
+            releases: watch::Sender::new(0),
+            losses: broadcast::Sender::new(1024),
+        }))
+    }
+
+    /// Plans what happens to the next call that has no plan yet.
+    pub fn next(&self, verb: Verb, fault: Fault) {
+        self.plans().entry(verb).or_default().next.push_back(fault);
+    }
+
+    /// What happens to every call that was not planned by [`Faults::next`].
+    pub fn always(&self, verb: Verb, fault: Fault) {
+        self.plans().entry(verb).or_default().always = Some(fault);
+    }
+
+    /// Calls to come go through. Those that hang go on hanging.
+    pub fn heal(&self) {
+        self.plans().clear();
+    }
+
+    /// Lets go on what hangs or is under way now.
+    pub fn release(&self) {
+        self.0.releases.send_modify(|number| *number += 1);
+    }
+
+    /// How many calls of `verb` came so far.
+    #[must_use]
+    pub fn calls(&self, verb: Verb) -> usize {
+        self.0.calls.borrow().get(&verb).copied().unwrap_or(0)
+    }
+
+    /// Resolves once `count` calls of `verb` have come.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    pub async fn called(&self, verb: Verb, count: usize) {
+        let enough = |calls: &HashMap<Verb, usize>| calls.get(&verb).is_some_and(|c| *c >= count);
+        // The sender lives as long as `self`.
+        let _ = self.0.calls.subscribe().wait_for(enough).await;
+    }
+
+    /// Tells a loss from outside to all sessions that are open.
+    pub fn lose(&self, loss: Loss) {
+        // No session is open where nobody listens.
+        let _ = self.0.losses.send(loss);
+    }
+
+    fn plans(&self) -> std::sync::MutexGuard<'_, HashMap<Verb, Plan>> {
+        self.0.plans.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a call and says what happens to it, and when it is released.
+    fn meet(&self, verb: Verb) -> (Option<Fault>, Released) {
+        let plan = self.plans().get_mut(&verb).and_then(|plan| plan.next.pop_front().or(plan.always));
+        let released = Released { since: *self.0.releases.borrow(), now: self.0.releases.subscribe() };
+        self.0.calls.send_modify(|calls| *calls.entry(verb).or_default() += 1);
+        (plan, released)
+    }
+}
+
+impl Default for Faults {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The next release, seen from when a call came.
+struct Released {
+    since: u64,
+    now: watch::Receiver<u64>,
+}
+
+impl Released {
+    async fn wait(mut self) {
+        let since = self.since;
+        if self.now.wait_for(|now| *now > since).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// A backend around another that does with each call what its [`Faults`] say.
+///
+/// ```no_run
+/// # async fn example(memory: std::sync::Arc<dyn sync_core::Backend>) -> Result<(), sync_core::Error> {
+/// use std::sync::Arc;
+/// use sync_conformance::fault::{Fault, Faults, Faulty, Verb};
+/// use sync_core::{BootClock, Coordinator, Options};
+///
+/// let faults = Faults::new();
+/// let backend = Faulty::new(memory, Arc::new(BootClock::new()), &faults);
+/// let sync = Coordinator::new(Arc::new(backend), &Options::new())?;
+/// faults.always(Verb::Renew, Fault::Hang);
+/// let guard = sync.lock("report").acquire().await?;
+/// guard.revoked().await;
+/// # Ok(()) }
+/// ```
+pub struct Faulty {
+    inner: Arc<dyn Backend>,
+    clock: Arc<dyn Clock>,
+    faults: Faults,
+}
+
+impl Faulty {
+    /// Puts `faults` in front of `inner`.
+    pub fn new(inner: Arc<dyn Backend>, clock: Arc<dyn Clock>, faults: &Faults) -> Self {
+        Self { inner, clock, faults: faults.clone() }
+    }
+
+    /// Does with `call` what is planned for `verb`.
+    async fn meet<T: Send + 'static>(
+        &self,
+        verb: Verb,
+        call: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (fault, released) = self.faults.meet(verb);
+        let lost = || StoreError::unknown(format!("{verb:?} was lost on purpose"));
+        match fault {
+            None => call.await,
+            Some(Fault::Refuse(kind)) => Err(StoreError::refused(kind, "refused on purpose")),
+            Some(Fault::Unsent) => Err(StoreError::unsent("not sent on purpose")),
+            Some(Fault::LoseRequest) => Err(lost()),
+            Some(Fault::LoseAnswer) => {
+                let _ = call.await;
+                Err(lost())
+            }
+            Some(Fault::Delay(by)) => {
+                self.clock.sleep_until(self.clock.now() + by).await;
+                call.await
+            }
+            Some(Fault::Hang) => {
+                released.wait().await;
+                call.await
+            }
+            Some(Fault::Late) => {
+                let late = tokio::spawn(async move {
+                    released.wait().await;
+                    call.await
+                });
+                late.await.unwrap_or_else(|_| Err(lost()))
+            }
+            Some(Fault::LateAnswer) => {
+                let answer = call.await;
+                released.wait().await;
+                answer
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Faulty {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Faulty").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Backend for Faulty {
+    fn profile(&self) -> &Profile {
+        self.inner.profile()
+    }
+
+    fn key(&self, kind: Kind, name: &Name) -> String {
+        self.inner.key(kind, name)
+    }
+
+    async fn open(&self, ttl: Duration) -> Result<Session, StoreError> {
+        let inner = Arc::clone(&self.inner);
+        self.meet(Verb::Open, async move { inner.open(ttl).await }).await
+    }
+
+    async fn close(&self, session: &Session) -> Result<(), StoreError> {
+        let (inner, session) = (Arc::clone(&self.inner), session.clone());
+        self.meet(Verb::Close, async move { inner.close(&session).await }).await
+    }
+
+    async fn renew(&self, session: &Session, held: &[Held]) -> Result<Renewal, StoreError> {
+        let (inner, session) = (Arc::clone(&self.inner), session.clone());
+        let held = held.to_vec();
+        self.meet(Verb::Renew, async move { inner.renew(&session, &held).await }).await
+    }
+
+    async fn try_claim(
+        &self,
+        session: &Session,
+        claim: &Claim,
+        ticket: Option<&Ticket>,
+        unanswered: bool,
+    ) -> Result<Attempt, StoreError> {
+        let (inner, session) = (Arc::clone(&self.inner), session.clone());
+        let (claim, ticket) = (claim.clone(), ticket.cloned());
+        let call = async move {
+            inner.try_claim(&session, &claim, ticket.as_ref(), unanswered).await
+        };
+        self.meet(Verb::TryClaim, call).await
+    }
+
+    async fn wait(&self, session: &Session, claim: &Claim, ticket: &Ticket) {
+        let (inner, session) = (Arc::clone(&self.inner), session.clone());
+        let (claim, ticket) = (claim.clone(), ticket.clone());
+        let call = async move {
+            inner.wait(&session, &claim, &ticket).await;
+            Ok(())
+        };
+        if self.meet(Verb::Wait, call).await.is_err_and(|e| !e.settled()) {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    async fn update(
+        &self,
+        session: &Session,
+        claim: &Claim,
+        grant: &Grant,
+    ) -> Result<Updated, StoreError> {
+        let (inner, session) = (Arc::clone(&self.inner), session.clone());
+        let (claim, grant) = (claim.clone(), grant.clone());
+        let call = async move { inner.update(&session, &claim, &grant).await };
+        self.meet(Verb::Update, call).await
+    }
+
+    async fn end(
+        &self,
+        session: &Session,
+        claim: &Claim,
+        grant: Option<&Grant>,
+        unanswered: bool,
+    ) -> Result<Ended, StoreError> {
+        let (inner, session) = (Arc::clone(&self.inner), session.clone());
+        let (claim, grant) = (claim.clone(), grant.cloned());
+        let call = async move { inner.end(&session, &claim, grant.as_ref(), unanswered).await };
+        self.meet(Verb::End, call).await
+    }
+
+    fn losses(&self, session: &Session) -> Losses {
+        let told = BroadcastStream::new(self.faults.0.losses.subscribe()).filter_map(Result::ok);
+        Box::pin(self.inner.losses(session).merge(told))
+    }
+
+    async fn holder(&self, kind: Kind, name: &Name) -> Result<Sighting, StoreError> {
+        let (inner, name) = (Arc::clone(&self.inner), name.clone());
+        self.meet(Verb::Holder, async move { inner.holder(kind, &name).await }).await
+    }
+
+    async fn watch(
+        &self,
+        kind: Kind,
+        name: &Name,
+        seen: &Version,
+    ) -> Result<Sighting, StoreError> {
+        let (inner, name, seen) = (Arc::clone(&self.inner), name.clone(), seen.clone());
+        self.meet(Verb::Watch, async move { inner.watch(kind, &name, &seen).await }).await
+    }
+}
