@@ -83,6 +83,10 @@ mod tests {
             Ok(())
         }
         let text = fails().unwrap_err().to_text();
-        assert!(text.contains("no (at sync-conformance/src/failed.rs:") || text.contains("src/failed.rs:"), "{text}");
+        assert!(
+            text.contains("no (at sync-conformance/src/failed.rs:")
+                || text.contains("src/failed.rs:"),
+            "{text}"
+        );
     }
 }

@@ -157,8 +157,10 @@ impl Faults {
 
     /// Counts a call and says what happens to it, and when it is released.
     fn meet(&self, verb: Verb) -> (Option<Fault>, Released) {
-        let plan = self.plans().get_mut(&verb).and_then(|plan| plan.next.pop_front().or(plan.always));
-        let released = Released { since: *self.0.releases.borrow(), now: self.0.releases.subscribe() };
+        let plan =
+            self.plans().get_mut(&verb).and_then(|plan| plan.next.pop_front().or(plan.always));
+        let released =
+            Released { since: *self.0.releases.borrow(), now: self.0.releases.subscribe() };
         self.0.calls.send_modify(|calls| *calls.entry(verb).or_default() += 1);
         (plan, released)
     }
@@ -295,9 +297,8 @@ impl Backend for Faulty {
     ) -> Result<Attempt, StoreError> {
         let (inner, session) = (Arc::clone(&self.inner), session.clone());
         let (claim, ticket) = (claim.clone(), ticket.cloned());
-        let call = async move {
-            inner.try_claim(&session, &claim, ticket.as_ref(), unanswered).await
-        };
+        let call =
+            async move { inner.try_claim(&session, &claim, ticket.as_ref(), unanswered).await };
         self.meet(Verb::TryClaim, call).await
     }
 
@@ -348,12 +349,7 @@ impl Backend for Faulty {
         self.meet(Verb::Holder, async move { inner.holder(kind, &name).await }).await
     }
 
-    async fn watch(
-        &self,
-        kind: Kind,
-        name: &Name,
-        seen: &Version,
-    ) -> Result<Sighting, StoreError> {
+    async fn watch(&self, kind: Kind, name: &Name, seen: &Version) -> Result<Sighting, StoreError> {
         let (inner, name, seen) = (Arc::clone(&self.inner), name.clone(), seen.clone());
         self.meet(Verb::Watch, async move { inner.watch(kind, &name, &seen).await }).await
     }

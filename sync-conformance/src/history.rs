@@ -287,7 +287,8 @@ mod tests {
 
     #[test]
     fn lines_read_back_as_they_were_written() {
-        let written: String = parse(LINES).unwrap().iter().map(|record| format!("{record}\n")).collect();
+        let written: String =
+            parse(LINES).unwrap().iter().map(|record| format!("{record}\n")).collect();
         assert_eq!(written, LINES);
     }
 
@@ -297,7 +298,8 @@ mod tests {
             let whole = LINES[..end].matches('\n').count();
             assert_eq!(parse(&LINES[..end]).unwrap().len(), whole);
         }
-        let error = parse("5.0 1.0 sync lock a 1 granted 7.0\n6.0 1.0 syn5.0 1.0 sync\n").unwrap_err();
+        let error =
+            parse("5.0 1.0 sync lock a 1 granted 7.0\n6.0 1.0 syn5.0 1.0 sync\n").unwrap_err();
         assert!(error.starts_with("line 2: "), "{error}");
         for bad in ["1.0000000001", "1.+5", "1", "x.0", ".5", "99999999999999999999.0"] {
             assert!(moment(bad).is_err(), "{bad}");

@@ -444,7 +444,8 @@ pub fn redis(more: &[&str]) -> Launch {
     let more: Vec<String> = more.iter().map(ToString::to_string).collect();
     Launch::new("redis-server", "REDIS_SERVER", "apt-get install redis-server")
         .arguments(move |places, me| {
-            let mut arguments: Vec<String> = ["--bind", "127.0.0.1", "--save", ""].map(Into::into).into();
+            let mut arguments: Vec<String> =
+                ["--bind", "127.0.0.1", "--save", ""].map(Into::into).into();
             arguments.extend(["--port".into(), places[me].port(0).to_string()]);
             arguments.extend(["--dir".into(), places[me].dir().display().to_string()]);
             // Written before the answer is sent, so it survives a kill of the server, though not
@@ -470,7 +471,8 @@ pub fn external(variable: &str) -> Result<Option<Server>, Failed> {
 fn from_url(url: &str) -> Result<Server, Failed> {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
     let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
-    let (user, host) = authority.rsplit_once('@').map_or(("", authority), |(user, host)| (user, host));
+    let (user, host) =
+        authority.rsplit_once('@').map_or(("", authority), |(user, host)| (user, host));
     let address = std::net::ToSocketAddrs::to_socket_addrs(host)
         .ok()
         .and_then(|mut found| found.next())

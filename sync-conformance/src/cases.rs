@@ -1,0 +1,10 @@
+//! The cases: one file for each promise.
+
+use crate::suite::Case;
+
+mod exclusion;
+
+/// All cases, for every store.
+pub(crate) fn all() -> Vec<Case> {
+    [exclusion::cases()].into_iter().flatten().collect()
+}
