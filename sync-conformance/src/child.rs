@@ -56,20 +56,21 @@ impl Orders {
         ttl: Duration,
         history: PathBuf,
     ) -> Self {
-        Self {
-            role: role.into(),
-            url: url.into(),
-            namespace: namespace.into(),
-            ttl_ms: u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX),
-            history,
-            more: BTreeMap::new(),
-        }
+        let (role, url, namespace) = (role.into(), url.into(), namespace.into());
+        Self { role, url, namespace, ttl_ms: 0, history, more: BTreeMap::new() }.ttl(ttl)
     }
 
     /// Adds what the role wants to know.
     #[must_use]
-    pub fn with(mut self, key: impl Into<String>, value: impl ToString) -> Self {
-        self.more.insert(key.into(), value.to_string());
+    pub fn with(mut self, key: impl Into<String>, value: impl std::fmt::Display) -> Self {
+        self.more.insert(key.into(), format!("{value}"));
+        self
+    }
+
+    /// Sets its TTL.
+    #[must_use]
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
         self
     }
 

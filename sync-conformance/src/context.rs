@@ -20,6 +20,9 @@ use crate::register::Register;
 use crate::server::Server;
 use crate::store::{Store, Tamper};
 
+/// The TTL of [`Context::options`].
+const LONG_TTL: Duration = Duration::from_secs(20);
+
 /// What a case works with: a server, a namespace and a history of its own. Clones are the same.
 ///
 /// ```no_run
@@ -87,7 +90,7 @@ impl Context {
         &self.0.dir
     }
 
-    /// A TTL that is short for this store.
+    /// A TTL that is short for this store: for cases that wait for a deadline or an expiry.
     #[must_use]
     pub fn ttl(&self) -> Duration {
         self.0.store.ttl()
@@ -99,7 +102,9 @@ impl Context {
         self.ttl() * 4 + Duration::from_secs(10)
     }
 
-    /// Options with the case's namespace, its TTL, and an observer that writes its history.
+    /// Options with the case's namespace, an observer that writes its history, and a TTL that is
+    /// long: on a busy machine nothing is lost by accident, and what a case leaves behind is not
+    /// taken away by time before it is seen. See [`Context::hasty`] for the other kind.
     ///
     /// For one coordinator: the history takes those with the same observer for the same holder.
     ///
@@ -107,6 +112,14 @@ impl Context {
     /// When the history cannot be written.
     pub fn options(&self) -> Result<Options, Failed> {
         self.options_in(&self.0.namespace)
+    }
+
+    /// [`Context::options`] with the short [`Context::ttl`].
+    ///
+    /// # Errors
+    /// When the history cannot be written.
+    pub fn hasty(&self) -> Result<Options, Failed> {
+        Ok(self.options()?.ttl(self.ttl()))
     }
 
     /// [`Context::options`] in another namespace, whose claims the checker judges apart. It should
@@ -117,7 +130,7 @@ impl Context {
     pub fn options_in(&self, namespace: &str) -> Result<Options, Failed> {
         let journal = Journal::open(&self.history(), &Namespace::parse(namespace)?)?;
         let environment = Environment::default().observer(Arc::new(journal));
-        Ok(Options::new().namespace(namespace).ttl(self.ttl()).environment(environment))
+        Ok(Options::new().namespace(namespace).ttl(LONG_TTL).environment(environment))
     }
 
     /// A coordinator with connections of its own.
@@ -185,8 +198,8 @@ impl Context {
         Ok(Route { url: self.0.server.url_through(&addresses), proxies })
     }
 
-    /// Orders for a process of its own, in the case's namespace and history. The
-    /// [`roles`](crate::child) are `hold`, `lead` and `contend`.
+    /// Orders for a process of its own, in the case's namespace and history, with the short
+    /// [`Context::ttl`]. The [`roles`](crate::child) are `hold`, `lead` and `contend`.
     ///
     /// ```no_run
     /// # async fn example(ctx: sync_conformance::Context) -> Result<(), sync_conformance::Failed> {
@@ -263,12 +276,13 @@ impl Context {
     }
 
     /// Asserts that the case's namespace holds no claim and no place in a line: at once, or as
-    /// soon as what is under way in the background is done. No TTL has passed until then.
+    /// soon as what is under way in the background is done. The TTL of [`Context::options`] has
+    /// not passed by then.
     ///
     /// # Errors
     /// What is left.
     pub async fn assert_nothing_left(&self) -> Result<(), Failed> {
-        self.assert_nothing_left_within(self.ttl() / 2).await
+        self.assert_nothing_left_within(LONG_TTL / 3).await
     }
 
     /// [`Context::assert_nothing_left`] for what only time removes.

@@ -10,6 +10,10 @@
 //! * [`history`], [`checker`]: what happened, written before anybody could act on it, and its judge.
 //! * [`proxy`], [`fault`]: what goes wrong on the wire, and in the backend's calls.
 //! * [`child`], [`process`], [`register`]: victims, and the resource that fencing protects.
+//!
+//! It stops and kills processes, and so is for Unix; elsewhere this crate is empty.
+
+#![cfg(unix)]
 
 mod cases;
 pub mod checker;
