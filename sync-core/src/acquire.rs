@@ -17,6 +17,12 @@ use crate::queue::Turn;
 use crate::revocation::Hold;
 use crate::session::LiveSession;
 
+/// A wait shorter than this was none.
+const NO_WAIT: Duration = Duration::from_millis(5);
+
+/// How many hints in a row may be in vain before the next try is put off.
+const MOST_IN_VAIN: u32 = 3;
+
 /// Attempts of a try that does not queue: the second heals a connection that had gone stale.
 const TRIES_WITHOUT_QUEUE: u32 = 2;
 
@@ -118,10 +124,14 @@ impl Acquisition {
     ) -> Tried {
         let shared = &self.inner.shared;
         let mut ticket: Option<Ticket> = None;
+        let mut in_vain = 0;
         loop {
             if self.is_stopped(gone) {
                 give_up(entry);
                 return Tried::Stopped;
+            }
+            if entry.hold.revocation().is_some() || !entry.session.fresh().await {
+                return Tried::Again(self.leave(entry));
             }
             *tries += 1;
             let (claim, unanswered) = entry.attempting();
@@ -146,16 +156,26 @@ impl Acquisition {
                 }
                 Ok(Attempt::Blocked(place)) => {
                     self.progress.set(None);
-                    backoff.reset();
                     if !self.queue {
                         entry.left_nothing();
                         give_up(entry);
                         return Tried::Taken;
                     }
+                    let began = shared.now();
                     self.wait(entry, &claim, &place, gone).await;
                     ticket = Some(place);
+                    // A store whose hints are in vain again and again is not asked all the time.
+                    if shared.now().since(began) >= NO_WAIT {
+                        in_vain = 0;
+                        backoff.reset();
+                    } else if in_vain < MOST_IN_VAIN {
+                        in_vain += 1;
+                    } else {
+                        self.pause(backoff, gone).await;
+                    }
                 }
                 Ok(Attempt::Anew) => {
+                    entry.session.leaves_marker();
                     entry.session.leave(entry.nonce);
                     return Tried::Again(entry.take_turn());
                 }
@@ -178,9 +198,6 @@ impl Acquisition {
                         return failure.map_or(Tried::Stopped, Tried::Failed);
                     }
                 }
-            }
-            if entry.session.has_ended() && shared.profile.expiry == Expiry::Session {
-                return Tried::Again(self.leave(entry));
             }
         }
     }
@@ -238,6 +255,7 @@ impl Acquisition {
             () = gone.cancelled() => {}
             () = shared.closing.cancelled() => {}
             () = entry.session.ended() => {}
+            () = entry.hold.told() => {}
             () = hint => {}
             () = look => {}
         }

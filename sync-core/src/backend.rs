@@ -115,7 +115,10 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     /// was opened; must reconnect by itself.
     fn losses(&self, session: &Session) -> Losses;
 
-    /// Who holds the name now.
+    /// Who holds the name now: a read that misses nothing which was acknowledged before it.
+    ///
+    /// The version of a held claim must be the one that a [`Grant`] or [`Updated::Done`] named for
+    /// that record: the core reads it back after a change whose answer never came.
     async fn holder(&self, kind: Kind, name: &Name) -> Result<Sighting, StoreError>;
 
     /// Resolves with the next sighting whose version differs from `seen`. Intermediate ones may be

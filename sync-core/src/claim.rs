@@ -6,11 +6,12 @@ use std::time::{Duration, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::{Attempt, Claim, Ended, Expiry, Grant, Held, Nonce, Updated};
+use crate::backend::{Claim, Ended, Expiry, Grant, Held, Nonce, Updated};
 use crate::backoff::Backoff;
 use crate::carried::Carried;
 use crate::error::{Error, ErrorKind, StoreError};
 use crate::mutant;
+use crate::node::record_nonce;
 use crate::queue::Turn;
 use crate::revocation::{Cause, Hold, Revocation};
 use crate::session::LiveSession;
@@ -27,6 +28,10 @@ pub(crate) struct Entry {
     since: SystemTime,
     state: Mutex<State>,
     ending: AtomicBool,
+    /// A body runs under the claim, and whoever runs it ends the claim once it has ended.
+    has_body: AtomicBool,
+    /// The loss has been logged.
+    mourned: AtomicBool,
     /// At most one call to the store about this claim at a time.
     calling: tokio::sync::Mutex<()>,
 }
@@ -42,6 +47,8 @@ struct State {
     /// The answer to a change of the record never came: what stands there is not known.
     version_unknown: bool,
     turn: Option<Turn>,
+    /// Why the end has not been acknowledged so far.
+    trouble: Option<StoreError>,
 }
 
 impl Entry {
@@ -63,8 +70,11 @@ impl Entry {
                 unanswered: false,
                 version_unknown: false,
                 turn: None,
+                trouble: None,
             }),
             ending: AtomicBool::new(false),
+            has_body: AtomicBool::new(false),
+            mourned: AtomicBool::new(false),
             calling: tokio::sync::Mutex::new(()),
         }
     }
@@ -91,10 +101,15 @@ impl Entry {
         self.state().unanswered = true;
     }
 
-    /// An attempt was answered, and left nothing behind.
+    /// An attempt was answered, and left nothing behind that an earlier one had not.
     pub(crate) fn left_nothing(&self) {
         let mut state = self.state();
-        state.attempted = state.unanswered;
+        state.attempted = state.unanswered || state.grant.is_some();
+    }
+
+    /// From here on a body runs under the claim: a loss stops it, and only then is the claim ended.
+    pub(crate) fn has_body(&self) {
+        self.has_body.store(true, Ordering::Release);
     }
 
     pub(crate) fn granted(&self, grant: Grant) {
@@ -105,7 +120,8 @@ impl Entry {
     pub(crate) fn held(&self) -> Option<Held> {
         let state = self.state();
         let grant = state.grant.clone()?;
-        self.hold.is_valid().then(|| Held { claim: Arc::clone(&state.claim), grant })
+        (self.hold.is_granted() && self.hold.is_valid())
+            .then(|| Held { claim: Arc::clone(&state.claim), grant })
     }
 
     /// Claims the right to end this; true for the first caller alone.
@@ -121,19 +137,32 @@ impl Entry {
     pub(crate) fn lost(self: &Arc<Self>, cause: Cause) {
         let revocation = self.hold.revoke(cause);
         // Whoever releases sees to the end, and is told of it.
-        if revocation.cause == Cause::Released || !self.begin_end() {
+        if revocation.cause == Cause::Released {
             return;
         }
-        let (name, token) = (self.hold.name(), self.hold.token().get());
-        match revocation.cause {
-            Cause::Closed => tracing::debug!(name, token, "released by the shutdown"),
-            cause => tracing::warn!(name, token, cause = cause.as_str(), "revoked"),
+        if !self.mourned.swap(true, Ordering::AcqRel) {
+            let (name, token) = (self.hold.name(), self.hold.token().get());
+            match revocation.cause {
+                Cause::Closed => tracing::debug!(name, token, "released by the shutdown"),
+                cause => tracing::warn!(name, token, cause = cause.as_str(), "revoked"),
+            }
         }
-        if revocation.cause == Cause::Deadline {
-            // By time, this claim is over in the store too before a new one can be granted.
-            drop(self.take_turn());
+        if self.has_body.load(Ordering::Acquire) || !self.begin_end() {
+            return;
         }
-        self.spawn_end();
+        if revocation.cause != Cause::Deadline {
+            self.spawn_end();
+            return;
+        }
+        // By time, this claim is over in the store too before a new one can be granted.
+        drop(self.take_turn());
+        // What the store counts longer than the holder is the holder's, to stop in.
+        let (entry, shared) = (Arc::clone(self), Arc::clone(&self.session.shared));
+        self.session.shared.runtime.spawn(async move {
+            let over = entry.hold.deadline() + shared.margin.of(entry.session.ttl());
+            shared.environment.clock.sleep_until(over).await;
+            drop(entry.end().await);
+        });
     }
 
     /// Ends the claim in the background. Only for whoever [`begin_end`](Entry::begin_end) chose.
@@ -186,10 +215,12 @@ impl Entry {
                 Err(error) => error,
             };
             repeated |= !error.settled();
-            if !error.is_transient() || clock.now() >= give_up {
+            // Where the session lives on, what is left on it would do so too.
+            if clock.now() >= give_up && shared.profile.expiry == Expiry::Claim {
                 return Err(error);
             }
             tracing::debug!(name = self.hold.name(), %error, "not ended yet");
+            self.state().trouble = Some(error);
             let again = clock.now() + backoff.next(&shared.environment);
             tokio::select! {
                 biased;
@@ -218,11 +249,15 @@ impl Entry {
                 return Err(Error::lost(what(), revocation));
             }
             let error = match self.try_update(&claim).await {
-                Ok(true) => return Ok(()),
-                Ok(false) => {
+                Ok(Changed::Done) => return Ok(()),
+                Ok(Changed::Lost) => {
                     self.lost(Cause::Key);
                     continue;
                 }
+                Ok(Changed::Meanwhile) => StoreError::refused(
+                    ErrorKind::Unreachable,
+                    "the record that stands there changes all the time",
+                ),
                 Err(error) => error,
             };
             if !error.is_transient() || clock.now() >= give_up {
@@ -232,40 +267,44 @@ impl Entry {
         }
     }
 
-    /// Whether the record is the claim's now; `false` when the claim is not ours any more.
-    async fn try_update(&self, claim: &Arc<Claim>) -> Result<bool, StoreError> {
+    async fn try_update(&self, claim: &Arc<Claim>) -> Result<Changed, StoreError> {
         let shared = &self.session.shared;
         let (session, ttl) = (&self.session.session, self.session.ttl());
-        let version_unknown = self.state().version_unknown;
-        if version_unknown {
-            let (old, unanswered) = self.attempting();
-            let call = shared.backend.try_claim(session, &old, None, unanswered);
-            let answer = shared.request(ttl, call).await;
-            if answer.as_ref().is_err_and(|error| !error.settled()) {
-                self.unanswered();
-            }
-            match answer? {
-                Attempt::Held(now) => {
-                    let mut state = self.state();
-                    state.version_unknown = false;
-                    state.grant = Some(now);
-                }
-                Attempt::Blocked(_) | Attempt::Anew | Attempt::SessionEnded => return Ok(false),
-            }
-        }
-        let Some(grant) = self.state().grant.clone() else {
-            return Ok(false);
+        let (known, version_unknown) = {
+            let state = self.state();
+            (state.grant.clone(), state.version_unknown)
         };
-        match shared.request(ttl, shared.backend.update(session, claim, &grant)).await {
+        let Some(mut grant) = known else {
+            return Ok(Changed::Lost);
+        };
+        if version_unknown {
+            let call = shared.backend.holder(claim.kind, &claim.name);
+            let sighting = shared.request(ttl, call).await?;
+            let ours = sighting.holder.is_some_and(|seen| {
+                record_nonce(&seen.record) == Some(self.nonce)
+                    && seen.token.is_none_or(|token| token == grant.token)
+            });
+            if !ours {
+                return Ok(Changed::Lost);
+            }
+            grant.version = sighting.version;
+        }
+        let answer = shared.request(ttl, shared.backend.update(session, claim, &grant)).await;
+        let mut state = self.state();
+        match answer {
             Ok(Updated::Done(version)) => {
-                let mut state = self.state();
+                state.version_unknown = false;
                 state.claim = Arc::clone(claim);
                 state.grant = Some(Grant { version, ..grant });
-                Ok(true)
+                Ok(Changed::Done)
             }
-            Ok(Updated::NotOurs) => Ok(false),
+            Ok(Updated::NotOurs) => {
+                // An earlier change of our own may have arrived only now.
+                state.version_unknown = true;
+                Ok(Changed::Meanwhile)
+            }
             Err(error) => {
-                self.state().version_unknown |= !error.settled();
+                state.version_unknown |= !error.settled();
                 Err(error)
             }
         }
@@ -283,6 +322,15 @@ impl Entry {
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What came of one try to change a record.
+enum Changed {
+    Done,
+    /// The claim is no longer ours.
+    Lost,
+    /// Another version stands there: to be read.
+    Meanwhile,
 }
 
 /// What a guard owns: dropping it gives the claim back in the background.
@@ -318,12 +366,15 @@ impl Claimed {
                 "the store had it no longer: it was removed or overwritten from outside",
             )),
             Some(Err(error)) => Err(Error::from_store(what(), error)),
-            None => Err(Error::new(
-                ErrorKind::Unknown,
-                what(),
-                format!("no answer within {:?}", shared.options.release_timeout),
-            )
-            .advise("it goes on in the background; else the name is free after its TTL")),
+            None => {
+                let limit = shared.options.release_timeout;
+                let trouble = entry.state().trouble.take().filter(|error| !error.is_transient());
+                let error = trouble.unwrap_or_else(|| {
+                    StoreError::unknown(format!("no answer within {limit:?}"))
+                        .advise("it goes on in the background; else the name is free after its TTL")
+                });
+                Err(Error::from_store(what(), error))
+            }
         }
     }
 }

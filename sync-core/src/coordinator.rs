@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -68,7 +68,7 @@ impl Coordinator {
         if options.node.is_none() {
             options.node = Some(Node::new(default_id(&options.environment)?));
         }
-        let margin = Margin { drift: options.drift, slack: options.slack + profile.rounding };
+        let margin = options.margin(&profile);
         let shared = Arc::new(Shared {
             backend,
             environment: options.environment.clone(),
@@ -85,6 +85,7 @@ impl Coordinator {
                 queue: Arc::new(LocalQueue::default()),
                 sessions: Mutex::new(BTreeMap::new()),
                 opened: Mutex::new(Vec::new()),
+                opening: tokio::sync::RwLock::new(()),
             }),
         })
     }
@@ -103,7 +104,8 @@ impl Coordinator {
     }
 
     /// Ends everything: who waits gets an error of kind [`Closed`](ErrorKind::Closed), what is
-    /// held is revoked with [`Cause::Closed`] and released, and the sessions are closed.
+    /// held is revoked with [`Cause::Closed`] and released, and the sessions are closed. What a
+    /// [`run`](Lock::run) holds is released once its body, which the revocation stops, has ended.
     ///
     /// # Errors
     /// [`ErrorKind::Unknown`] when the store has not confirmed all of it within the release
@@ -112,33 +114,26 @@ impl Coordinator {
     /// # Cancel safety
     /// Dropping the future does not stop it. Calling it again waits for the same.
     pub async fn shutdown(&self) -> Result<(), Error> {
-        let Inner { shared, opened, .. } = &*self.inner;
+        let Inner { shared, opening, .. } = &*self.inner;
         shared.closing.cancel();
-        let sessions: Vec<_> = {
-            let opened = opened.lock().unwrap_or_else(PoisonError::into_inner);
-            opened.iter().filter_map(std::sync::Weak::upgrade).collect()
-        };
-        for session in &sessions {
-            for entry in session.shut() {
-                if entry.held().is_some() {
-                    entry.lost(Cause::Closed);
-                }
-            }
-        }
+        self.inner.shut_sessions();
         let all_closed = async {
-            for session in &sessions {
-                session.closed().await;
+            // One that is being opened now is closed like the others.
+            let _nothing_opens = opening.write().await;
+            for session in self.inner.shut_sessions() {
+                session.closed().await.map_err(|error| error.to_string())?;
             }
+            Ok(())
         };
-        match shared.within(shared.options.release_timeout, all_closed).await {
-            Some(()) => Ok(()),
-            None => Err(Error::new(
-                ErrorKind::Unknown,
-                format!("shut down on {}", shared.place()),
-                format!("no answer within {:?}", shared.options.release_timeout),
-            )
-            .advise("it goes on in the background; else everything is free after its TTL")),
-        }
+        let limit = shared.options.release_timeout;
+        let why = match shared.within(limit, all_closed).await {
+            Some(Ok(())) => return Ok(()),
+            Some(Err(why)) => why,
+            None => format!("not all was confirmed within {limit:?}"),
+        };
+        let what = format!("shut down on {}", shared.place());
+        Err(Error::new(ErrorKind::Unknown, what, why)
+            .advise("what is left ends with its TTL; a body that still runs holds its lock"))
     }
 }
 
@@ -159,7 +154,9 @@ pub(crate) struct Inner {
     pub(crate) sightings: Sightings,
     sessions: Mutex<BTreeMap<Duration, Arc<SessionSlot>>>,
     /// Every session that was opened and may not be closed yet.
-    opened: Mutex<Vec<std::sync::Weak<LiveSession>>>,
+    opened: Mutex<Vec<Weak<LiveSession>>>,
+    /// Shared by those who open a session.
+    opening: tokio::sync::RwLock<()>,
 }
 
 impl Inner {
@@ -167,6 +164,20 @@ impl Inner {
     pub(crate) fn slot(&self, ttl: Duration) -> Arc<SessionSlot> {
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(sessions.entry(ttl).or_default())
+    }
+
+    /// Ends everything on the sessions that are open, and has them closed once nothing is left.
+    fn shut_sessions(&self) -> Vec<Arc<LiveSession>> {
+        let sessions: Vec<_> = {
+            let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+            opened.iter().filter_map(Weak::upgrade).collect()
+        };
+        for entry in sessions.iter().flat_map(|session| session.shut()) {
+            if entry.held().is_some() {
+                entry.lost(Cause::Closed);
+            }
+        }
+        sessions
     }
 
     fn note_opened(&self, session: &Arc<LiveSession>) {
@@ -206,6 +217,7 @@ impl SessionSlot {
         if let Some(session) = self.serving(ttl) {
             return Ok(session);
         }
+        let _not_while_shutting_down = inner.opening.read().await;
         let session = LiveSession::open(&inner.shared, ttl).await?;
         inner.note_opened(&session);
         if inner.shared.closing.is_cancelled() {

@@ -117,7 +117,7 @@ impl Wanting {
         self.spanned(async {
             let name = &acquisition.name;
             let mut turn = queue.try_enter(self.kind, name);
-            if turn.is_none() && queue.is_ending(self.kind, name) {
+            if turn.is_none() && queue.is_about_to_be_free(self.kind, name) {
                 let entering = queue.enter(self.kind, name);
                 turn = shared.within(shared.options.request_timeout, entering).await;
             }
@@ -162,7 +162,7 @@ impl Wanting {
         let Inner { shared, .. } = &*self.inner;
         let invalid = |why| Error::new(ErrorKind::Invalid, self.what(self.verb()), why);
         let ttl = self.ttl.unwrap_or(shared.options.ttl);
-        check_ttl(ttl, &shared.profile).map_err(invalid)?;
+        check_ttl(ttl, shared.margin, &shared.profile).map_err(invalid)?;
         let name = self.name(self.verb())?;
         let default = || shared.options.node.clone().unwrap_or_default();
         let node = self.node.clone().unwrap_or_else(default);

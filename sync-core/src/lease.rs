@@ -20,6 +20,11 @@ impl Margin {
     pub(crate) fn deadline(self, sent: Moment, ttl: Duration) -> Moment {
         (sent + ttl.mul_f64(1.0 - self.drift)).before(self.slack)
     }
+
+    /// What is taken off a TTL: how much longer than its holder the store may count a claim.
+    pub(crate) fn of(self, ttl: Duration) -> Duration {
+        ttl.mul_f64(self.drift) + self.slack
+    }
 }
 
 /// The lease of one session.

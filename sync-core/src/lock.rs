@@ -233,6 +233,7 @@ pub(crate) async fn until_revoked<T>(
 ) -> Option<T> {
     let hold = &claimed.0.hold;
     let body = pin!(body);
+    claimed.0.has_body();
     if mutant::on(mutant::RELEASE_BEFORE_END) && claimed.0.begin_end() {
         claimed.0.spawn_end();
     }

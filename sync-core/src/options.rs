@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::backend::{Nonce, Profile};
 use crate::clock::{BootClock, Clock};
 use crate::error::{Error, ErrorKind};
+use crate::lease::Margin;
 use crate::name::{InvalidName, Namespace};
 use crate::node::Node;
 use crate::observer::{NoObserver, Observer};
@@ -239,6 +240,11 @@ impl Options {
         self.connect_timeout
     }
 
+    /// What is taken off each deadline on a store of this profile.
+    pub(crate) fn margin(&self, profile: &Profile) -> Margin {
+        Margin { drift: self.drift, slack: self.slack + profile.rounding }
+    }
+
     /// Everything that can be wrong with these for a store of this profile.
     pub(crate) fn check(&self, profile: &Profile) -> Result<(), Error> {
         let refuse = |reason: String| {
@@ -246,17 +252,10 @@ impl Options {
             Err(Error::new(ErrorKind::Invalid, what, reason))
         };
         self.parsed_namespace()?;
-        check_ttl(self.ttl, profile).or_else(refuse)?;
         if !(0.0..0.5).contains(&self.drift) {
             return refuse(format!("a drift of {} is not in 0 to 0.5", self.drift));
         }
-        let used_up = self.ttl.mul_f64(self.drift) + self.slack + profile.rounding;
-        if used_up > self.ttl / 2 {
-            return refuse(format!(
-                "drift, slack and rounding take {used_up:?} off a TTL of {:?}, which is more than half",
-                self.ttl
-            ));
-        }
+        check_ttl(self.ttl, self.margin(profile), profile).or_else(refuse)?;
         for (name, value) in [
             ("connect timeout", self.connect_timeout),
             ("request timeout", self.request_timeout),
@@ -276,14 +275,20 @@ impl Default for Options {
     }
 }
 
-/// Whether the store can keep this TTL; the reason if not.
-pub(crate) fn check_ttl(ttl: Duration, profile: &Profile) -> Result<(), String> {
+/// Whether the store can keep this TTL, and enough of it can be used; the reason if not.
+pub(crate) fn check_ttl(ttl: Duration, margin: Margin, profile: &Profile) -> Result<(), String> {
     let Profile { shortest_ttl, longest_ttl, store, .. } = profile;
     if ttl < *shortest_ttl {
         return Err(format!("a TTL of {ttl:?} is below {shortest_ttl:?}, the shortest on {store}"));
     }
     if ttl > *longest_ttl {
         return Err(format!("a TTL of {ttl:?} is above {longest_ttl:?}, the longest on {store}"));
+    }
+    let taken_off = margin.of(ttl);
+    if taken_off > ttl / 2 {
+        return Err(format!(
+            "drift, slack and rounding take {taken_off:?} off a TTL of {ttl:?}: more than half"
+        ));
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! First come, first served inside one process: one task at a time talks to the store about a name.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -21,6 +21,7 @@ struct Line {
     turn: Arc<Semaphore>,
     /// Whoever has the turn is giving the name back.
     ending: AtomicBool,
+    waiting: AtomicUsize,
 }
 
 /// The turn to talk to the store about a name. It lasts until what was won has been given back.
@@ -38,8 +39,10 @@ impl LocalQueue {
     /// Dropping the future leaves the line.
     pub(crate) async fn enter(self: &Arc<Self>, kind: Kind, name: &Name) -> Turn {
         let mut turn = self.stand(kind, name);
+        let waiting = Waiting::of(&turn.line);
         // The semaphore is never closed; without a permit the turn would merely be shared.
         turn.permit = Arc::clone(&turn.line.turn).acquire_owned().await.ok();
+        drop(waiting);
         turn.line.ending.store(false, Ordering::Release);
         turn
     }
@@ -52,21 +55,42 @@ impl LocalQueue {
         Some(turn)
     }
 
-    /// Whether the one who has the turn is giving the name back already.
-    pub(crate) fn is_ending(&self, kind: Kind, name: &Name) -> bool {
-        let lines = self.lines();
-        lines.get(&(kind, name.clone())).is_none_or(|line| line.ending.load(Ordering::Acquire))
+    /// Whether the one who has the turn is giving the name back already, and nobody waits for it.
+    pub(crate) fn is_about_to_be_free(&self, kind: Kind, name: &Name) -> bool {
+        self.lines().get(&(kind, name.clone())).is_none_or(|line| {
+            line.ending.load(Ordering::Acquire) && line.waiting.load(Ordering::Acquire) == 0
+        })
     }
 
     fn stand(self: &Arc<Self>, kind: Kind, name: &Name) -> Turn {
         let key = (kind, name.clone());
-        let fresh = || Line { turn: Arc::new(Semaphore::new(1)), ending: AtomicBool::new(false) };
+        let fresh = || Line {
+            turn: Arc::new(Semaphore::new(1)),
+            ending: AtomicBool::new(false),
+            waiting: AtomicUsize::new(0),
+        };
         let line = Arc::clone(self.lines().entry(key.clone()).or_insert_with(|| Arc::new(fresh())));
         Turn { queue: Arc::clone(self), key, line, permit: None }
     }
 
     fn lines(&self) -> std::sync::MutexGuard<'_, BTreeMap<Key, Arc<Line>>> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts one who waits for as long as it lives.
+struct Waiting(Arc<Line>);
+
+impl Waiting {
+    fn of(line: &Arc<Line>) -> Self {
+        line.waiting.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(line))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -120,12 +144,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_turn_that_is_ending_says_so() {
+    async fn a_turn_that_is_ending_is_worth_a_wait_for_the_first_alone() {
         let queue = Arc::new(LocalQueue::default());
         let name = Name::parse("a").unwrap();
         let turn = queue.enter(Kind::Lock, &name).await;
-        assert!(!queue.is_ending(Kind::Lock, &name));
+        assert!(!queue.is_about_to_be_free(Kind::Lock, &name));
         turn.ending();
-        assert!(queue.is_ending(Kind::Lock, &name));
+        assert!(queue.is_about_to_be_free(Kind::Lock, &name));
+        let (other, name_too) = (Arc::clone(&queue), name.clone());
+        let waiter = tokio::spawn(async move { other.enter(Kind::Lock, &name_too).await });
+        tokio::task::yield_now().await;
+        assert!(!queue.is_about_to_be_free(Kind::Lock, &name));
+        waiter.abort();
     }
 }

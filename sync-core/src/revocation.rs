@@ -175,6 +175,16 @@ impl Hold {
         self.0.signal.child_token()
     }
 
+    /// Whether it has been granted, whatever became of it since.
+    pub(crate) fn is_granted(&self) -> bool {
+        self.0.deadline.load(Ordering::Acquire) > 0
+    }
+
+    /// Resolves when the claim was revoked, granted or not. It looks at no clock.
+    pub(crate) async fn told(&self) {
+        self.0.signal.cancelled().await;
+    }
+
     /// The view of a claim that is wanted and not yet granted.
     pub(crate) fn wanted(environment: Environment, kind: Kind, name: Name) -> Self {
         Self(Arc::new(State {

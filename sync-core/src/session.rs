@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -17,7 +17,7 @@ use crate::backoff::Backoff;
 use crate::claim::Entry;
 use crate::clock::Moment;
 use crate::coordinator::Shared;
-use crate::error::StoreError;
+use crate::error::{ErrorKind, StoreError};
 use crate::lease::Lease;
 use crate::mutant;
 use crate::revocation::Cause;
@@ -40,6 +40,8 @@ pub(crate) struct LiveSession {
     renewed: Notify,
     ended: CancellationToken,
     closed: CancellationToken,
+    /// Why it could not be closed in the store.
+    unclosed: OnceLock<StoreError>,
     retired: AtomicBool,
 }
 
@@ -65,6 +67,11 @@ impl LiveSession {
     pub(crate) async fn open(shared: &Arc<Shared>, ttl: Duration) -> Result<Arc<Self>, StoreError> {
         let sent = shared.now();
         let session = shared.request(ttl, shared.backend.open(ttl)).await?;
+        if let Err(why) = check_granted(shared, session.ttl) {
+            // It ends by itself, and nothing was made on it.
+            drop(shared.request(ttl, shared.backend.close(&session)).await);
+            return Err(why);
+        }
         let lease = Lease::opened(shared.profile.expiry, shared.margin, sent, session.ttl);
         let losses = shared.backend.losses(&session);
         let live = Arc::new(Self {
@@ -81,6 +88,7 @@ impl LiveSession {
             renewed: Notify::new(),
             ended: CancellationToken::new(),
             closed: CancellationToken::new(),
+            unclosed: OnceLock::new(),
             retired: AtomicBool::new(false),
         });
         shared.runtime.spawn(Arc::clone(&live).drive(losses));
@@ -108,9 +116,10 @@ impl LiveSession {
         self.ended.cancelled().await;
     }
 
-    /// Resolves when the session has been closed in the store, or that was given up.
-    pub(crate) async fn closed(&self) {
+    /// Resolves when the session has been closed in the store, or that was given up: why, then.
+    pub(crate) async fn closed(&self) -> Result<(), &StoreError> {
         self.closed.cancelled().await;
+        self.unclosed.get().map_or(Ok(()), Err)
     }
 
     /// No new claims; closed once the last one has ended.
@@ -123,20 +132,23 @@ impl LiveSession {
     pub(crate) async fn fresh(&self) -> bool {
         loop {
             let renewed = self.renewed.notified();
-            {
+            let deadline = {
                 let mut state = self.state();
                 let now = self.shared.now();
                 if self.has_ended() || !state.lease.valid(now) {
                     return false;
                 }
-                if !state.lease.is_short(now) {
-                    return true;
+                match state.lease.deadline() {
+                    Some(deadline) if state.lease.is_short(now) => deadline,
+                    _ => return true,
                 }
-            }
+            };
             tokio::select! {
                 biased;
                 () = self.ended() => return false,
                 () = renewed => {}
+                // The task that would tell is gone if its runtime is.
+                () = self.shared.environment.clock.sleep_until(deadline) => return false,
             }
         }
     }
@@ -261,16 +273,21 @@ impl LiveSession {
 
     /// Ends the session in the store. Everything on it has ended by now.
     async fn finish(&self) {
-        let claims: Vec<_> = {
+        let clock = &*self.shared.environment.clock;
+        let (claims, over) = {
             let mut state = self.state();
+            let over = state.lease.deadline().filter(|deadline| *deadline <= clock.now());
             state.lease.end();
-            state.claims.values().cloned().collect()
+            (state.claims.values().cloned().collect::<Vec<_>>(), over)
         };
         self.ended.cancel();
         for entry in claims.iter().filter(|entry| entry.held().is_some()) {
             entry.lost(Cause::Session);
         }
-        let clock = &*self.shared.environment.clock;
+        if let Some(deadline) = over {
+            // What the store counts longer than the holders is theirs, to stop in.
+            clock.sleep_until(deadline + self.shared.margin.of(self.session.ttl)).await;
+        }
         let give_up = clock.now() + (self.session.ttl * 4).max(SHORTEST_CLEAN_UP);
         let mut backoff = Backoff::new();
         loop {
@@ -282,6 +299,7 @@ impl LiveSession {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a session could not be closed; it ends with its TTL");
+                    drop(self.unclosed.set(error));
                     break;
                 }
             }
@@ -296,7 +314,7 @@ impl LiveSession {
             if state.next_expiry.is_none_or(|next| now < next) {
                 return;
             }
-            let held = |entry: &&Arc<Entry>| entry.hold.deadline().as_nanos() > 0;
+            let held = |entry: &&Arc<Entry>| entry.hold.is_granted();
             let (mut due, mut next) = (Vec::new(), None);
             for entry in state.claims.values().filter(held) {
                 let deadline = entry.hold.deadline();
@@ -375,16 +393,9 @@ impl LiveSession {
             let mut state = self.state();
             state.lease.renewed(now, sent, ttl);
             let shared_deadline = state.lease.deadline();
-            if let Some(deadline) = shared_deadline {
-                for entry in state.claims.values() {
-                    entry.hold.extend(deadline);
-                }
-            }
             let answered = claims.len();
             for (nonce, renewed) in claims {
-                let Some(entry) = state.claims.get(&nonce) else {
-                    continue;
-                };
+                let Some(entry) = state.claims.get(&nonce) else { continue };
                 match renewed {
                     Renewed::Lost => lost.push(Arc::clone(entry)),
                     Renewed::Extended(ttl)
@@ -393,6 +404,12 @@ impl LiveSession {
                         entry.hold.extend(self.shared.margin.deadline(sent, ttl));
                     }
                     Renewed::Extended(_) => {}
+                }
+            }
+            if let Some(deadline) = shared_deadline {
+                let is_lost = |entry: &Arc<Entry>| lost.iter().any(|l| l.nonce == entry.nonce);
+                for entry in state.claims.values().filter(|entry| !is_lost(entry)) {
+                    entry.hold.extend(deadline);
                 }
             }
             if self.shared.profile.expiry == Expiry::Claim && answered < named.len() {
@@ -448,6 +465,16 @@ impl std::fmt::Debug for LiveSession {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("LiveSession").field("ttl", &self.session.ttl).finish_non_exhaustive()
     }
+}
+
+/// Whether enough of a TTL that a store has granted can be used.
+fn check_granted(shared: &Shared, granted: Duration) -> Result<(), StoreError> {
+    let taken_off = shared.margin.of(granted);
+    if taken_off <= granted / 2 {
+        return Ok(());
+    }
+    let why = format!("it granted a TTL of {granted:?}, of which {taken_off:?} cannot be used");
+    Err(StoreError::refused(ErrorKind::Unsupported, why))
 }
 
 /// The answer of the renewal under way; pending while there is none.
