@@ -3,8 +3,9 @@
 use crate::suite::Case;
 
 mod exclusion;
+mod harness;
 
 /// All cases, for every store.
 pub(crate) fn all() -> Vec<Case> {
-    [exclusion::cases()].into_iter().flatten().collect()
+    [exclusion::cases(), harness::cases()].into_iter().flatten().collect()
 }

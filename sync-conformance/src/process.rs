@@ -45,6 +45,9 @@ impl Process {
             return Err(io::Error::new(io::ErrorKind::NotFound, text));
         }
         let mut command = if cfg!(target_os = "linux") {
+            if !is_program("setpriv") {
+                return Err(io::Error::other("there is no setpriv: `apt-get install util-linux`"));
+            }
             let mut command = Command::new("setpriv");
             command.args(["--pdeathsig", "KILL", "--", program]);
             command

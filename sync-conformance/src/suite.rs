@@ -12,7 +12,7 @@ use std::panic::PanicHookInfo;
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use libtest_mimic::{Arguments, Completion, Trial};
@@ -154,7 +154,6 @@ pub fn main_with(store: impl Store, more: Vec<Case>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    note_panics();
     let mut cases = cases::all();
     cases.extend(more);
     // Those that run alone come last: before, each would make all others wait.
@@ -172,6 +171,21 @@ pub fn main_with(store: impl Store, more: Vec<Case>) -> ExitCode {
     conclusion.exit_code()
 }
 
+/// Runs the cases whose names `wanted` picks, one after the other, and says what came of each: to
+/// prove that the suite finds what is wrong with a store. Cases that start processes of the
+/// caller's program cannot be among them, unless its `main` is [`main`].
+///
+/// # Errors
+/// When there is no runtime.
+pub fn outcomes(
+    store: impl Store,
+    wanted: impl Fn(&str) -> bool,
+) -> std::io::Result<Vec<(String, Result<(), Failed>)>> {
+    let suite = Suite::new(Arc::new(store))?;
+    let cases = cases::all().into_iter().filter(|case| wanted(&case.name));
+    Ok(cases.map(|case| (case.name.clone(), suite.run(&case))).collect())
+}
+
 /// What all cases of a run share.
 struct Suite {
     store: Arc<dyn Store>,
@@ -184,6 +198,7 @@ struct Suite {
 
 impl Suite {
     fn new(store: Arc<dyn Store>) -> std::io::Result<Self> {
+        note_panics();
         Ok(Self {
             store,
             runtime: runtime("suite")?,
@@ -332,14 +347,17 @@ static PANICS: Mutex<BTreeMap<String, Vec<String>>> = Mutex::new(BTreeMap::new()
 
 /// Keeps each panic beside the name of its thread, and prints it as before.
 fn note_panics() {
-    let print = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info: &PanicHookInfo<'_>| {
-        if let Some(name) = std::thread::current().name() {
-            let mut panics = PANICS.lock().unwrap_or_else(PoisonError::into_inner);
-            panics.entry(name.to_owned()).or_default().push(info.to_string());
-        }
-        print(info);
-    }));
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let print = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info: &PanicHookInfo<'_>| {
+            if let Some(name) = std::thread::current().name() {
+                let mut panics = PANICS.lock().unwrap_or_else(PoisonError::into_inner);
+                panics.entry(name.to_owned()).or_default().push(info.to_string());
+            }
+            print(info);
+        }));
+    });
 }
 
 fn panics_of(thread: &str) -> Vec<String> {
@@ -347,160 +365,4 @@ fn panics_of(thread: &str) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::BTreeSet;
-    use sync_core::{Backend, Error, Options, memory};
-
-    #[test]
-    fn no_two_cases_have_the_same_name() {
-        let names: Vec<String> = cases::all().iter().map(|case| case.name.clone()).collect();
-        let distinct: BTreeSet<&String> = names.iter().collect();
-        assert_eq!(distinct.len(), names.len());
-        assert!(names.contains(&"exclusion::a_second_coordinator_waits".to_owned()), "{names:?}");
-    }
-
-    #[test]
-    fn no_two_cases_have_the_same_namespace() {
-        assert_ne!(namespace(1), namespace(2));
-        assert!(sync_core::Namespace::parse(&namespace(1)).is_ok());
-    }
-
-    struct Memory(memory::Store);
-
-    #[async_trait::async_trait]
-    impl Store for Memory {
-        fn name(&self) -> &str {
-            "memory"
-        }
-
-        async fn start(&self) -> Result<Server, Failed> {
-            Ok(Server::in_process("memory"))
-        }
-
-        async fn connect(&self, _: &str, options: &Options) -> Result<Arc<dyn Backend>, Error> {
-            Ok(Arc::new(self.0.backend(&options.parsed_namespace()?)))
-        }
-
-        async fn leftovers(&self, _: &str, _: &str) -> Result<Vec<String>, Failed> {
-            Ok(self.0.keys())
-        }
-    }
-
-    fn run(case: &Case) -> Result<(), Failed> {
-        note_panics();
-        Suite::new(Arc::new(Memory(memory::Store::new()))).unwrap().run(case)
-    }
-
-    /// What the case fails with; its history is removed.
-    fn text(case: &Case) -> String {
-        let text = run(case).unwrap_err().to_text();
-        if let Some((_, kept)) = text.split_once("its history is in ") {
-            let kept = std::path::Path::new(kept.split_whitespace().next().unwrap());
-            assert!(kept.join("history").is_file(), "{text}");
-            std::fs::remove_dir_all(kept).unwrap();
-        }
-        text
-    }
-
-    #[test]
-    fn a_sound_case_passes() {
-        async fn sound(ctx: Context) -> Result<(), Failed> {
-            let guard = ctx.coordinator().await?.lock("x").acquire().await?;
-            guard.release().await?;
-            assert_eq!(ctx.judge()?.grants, 1);
-            ctx.assert_nothing_left().await
-        }
-        run(&Case::new(sound)).unwrap();
-    }
-
-    #[test]
-    fn an_error_a_panic_and_a_lack_of_end_fail_with_their_reason() {
-        async fn fails(_: Context) -> Result<(), Failed> {
-            Ok("x".parse::<u8>().map(drop)?)
-        }
-        async fn panics(_: Context) -> Result<(), Failed> {
-            assert_eq!(1, 2, "out of luck");
-            Ok(())
-        }
-        async fn hangs(_: Context) -> Result<(), Failed> {
-            std::future::pending().await
-        }
-        let failed = text(&Case::new(fails));
-        assert!(failed.contains("invalid digit") && failed.contains("suite.rs"), "{failed}");
-        let panicked = text(&Case::new(panics));
-        assert!(panicked.contains("out of luck") && panicked.contains("suite.rs"), "{panicked}");
-        let hung = text(&Case::new(hangs).limit(Duration::from_millis(50)));
-        assert!(hung.contains("not done within 50ms"), "{hung}");
-    }
-
-    #[test]
-    fn a_panic_of_any_task_fails_its_case_unless_it_is_expected() {
-        async fn panics_aside(_: Context) -> Result<(), Failed> {
-            let _ = tokio::spawn(async { panic!("aside") }).await;
-            Ok(())
-        }
-        async fn means_to(ctx: Context) -> Result<(), Failed> {
-            ctx.expect_panics();
-            let _ = tokio::spawn(async { panic!("as planned") }).await;
-            Ok(())
-        }
-        let aside = text(&Case::new(panics_aside));
-        assert!(aside.contains("aside"), "{aside}");
-        run(&Case::new(means_to)).unwrap();
-    }
-
-    #[test]
-    fn an_unsound_history_fails_a_case_that_saw_nothing_wrong() {
-        /// Two stores, so two holders.
-        async fn holds_twice(ctx: Context) -> Result<(), Failed> {
-            let options = ctx.options()?;
-            let one = memory::Store::new().connect(&options)?.lock("x").acquire().await?;
-            let two = memory::Store::new().connect(&options)?.lock("x").acquire().await?;
-            two.release().await?;
-            Ok(one.release().await?)
-        }
-        let failed = text(&Case::new(holds_twice));
-        assert!(failed.contains("two valid holders"), "{failed}");
-        assert!(failed.contains("its history is in "), "{failed}");
-    }
-
-    #[test]
-    fn what_is_left_behind_fails() {
-        async fn leaves(ctx: Context) -> Result<(), Failed> {
-            let guard = ctx.coordinator().await?.lock("x").acquire().await?;
-            let left = ctx.assert_nothing_left_within(Duration::from_millis(100)).await;
-            drop(guard);
-            left
-        }
-        let failed = text(&Case::new(leaves));
-        assert!(
-            failed.contains("left behind after 100ms") && failed.contains("/lock/x"),
-            "{failed}"
-        );
-    }
-
-    #[test]
-    fn what_the_store_has_not_got_skips_a_case_with_the_reason() {
-        async fn never(_: Context) -> Result<(), Failed> {
-            Err("it ran")?
-        }
-        async fn finds_out(_: Context) -> Result<(), Failed> {
-            Err(Failed::skipped("too old"))
-        }
-        for (need, reason) in [
-            (Need::SecondProcess, "the store lives in this process"),
-            (Need::Proxy, "the store lives in this process"),
-            (Need::KillServer, "the store lives in this process"),
-            (Need::Tamper(Tamper::Overwrite), "nobody can do this to the store from outside"),
-        ] {
-            let case = Case { needs: Vec::leak(vec![need]), ..Case::new(never) };
-            let skipped = run(&case).unwrap_err();
-            assert!(skipped.is_skipped());
-            assert_eq!(skipped.reason(), reason);
-        }
-        assert!(run(&Case::new(finds_out)).unwrap_err().is_skipped());
-        let fair = text(&Case::new(never).needs(&[Need::Fair]));
-        assert!(fair.starts_with("it ran"), "{fair}");
-    }
-}
+mod tests;
