@@ -95,16 +95,19 @@ async fn obey(me: &Victim, hold: &Hold, line: &str) -> Result<bool, Failed> {
 }
 
 /// Takes and releases the lock `name` again and again, adding one to the register at `register`
-/// each time, until its parent says anything or is gone. Holds for `hold_ms` milliseconds.
+/// each time, until its parent says anything or is gone. Waits for `wait_ms` milliseconds (10,000)
+/// and holds for `hold_ms` (5).
 ///
 /// With `careless` set it writes without a look at its guard, as code does that knows nothing of
-/// leases: then only the register's fence keeps a stale write out.
+/// leases: then only the register's fence keeps a stale write out. Either way the register's value
+/// is the number of writes that it accepted: none is lost.
 ///
 /// Says `ready` first; at the end `grants N lost N refused N`, where `lost` counts holds that were
 /// revoked before their release.
 async fn contend(mut me: Victim) -> Result<(), Failed> {
     let sync = me.coordinator().await?;
-    let lock = sync.lock(me.order("name")?).wait(Duration::from_millis(500));
+    let wait = Duration::from_millis(me.number("wait_ms", 10_000)?);
+    let lock = sync.lock(me.order("name")?).wait(wait);
     let register = Register::open(me.order("register")?.as_ref())?;
     let rest = Duration::from_millis(me.number("hold_ms", 5)?);
     let careless = me.number("careless", 0)? > 0;
@@ -122,7 +125,10 @@ async fn contend(mut me: Victim) -> Result<(), Failed> {
             };
             grants += 1;
             let written = async {
-                let before = register.read()?.value;
+                let Ok(before) = register.read(guard.token())? else {
+                    refused += 1;
+                    return Ok(());
+                };
                 tokio::time::sleep(rest).await;
                 if careless || guard.is_valid() {
                     let outcome = register.write(guard.token(), before + 1)?;

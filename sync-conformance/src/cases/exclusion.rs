@@ -114,7 +114,7 @@ async fn many_processes(ctx: Context) -> Result<(), Failed> {
         assert!(child.ended().await?.success());
     }
     // Every write was one more than what it had read: none was lost, and none was stale.
-    let register = ctx.open_register()?.read()?;
+    let register = ctx.open_register()?.contents()?;
     assert_eq!(register.value, register.accepted);
     assert_eq!(register.refused, 0);
     ctx.assert_nothing_left().await
