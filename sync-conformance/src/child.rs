@@ -3,6 +3,12 @@
 //! The suite's test binary owns `main`, so it can start itself again: what [`Orders`] stand in its
 //! environment, it carries out instead of running cases. Parent and child speak in lines over the
 //! child's standard output and input.
+//!
+//! | role | wants | says | hears |
+//! |---|---|---|---|
+//! | `hold` | `name` | `waiting`, `held TOKEN DEADLINE` | `look`: `valid` or `lost CAUSE`; `wait`: `lost CAUSE` once it is; `release`: `released` or `error KIND: …`; `leave`: ends without a word to the store |
+//! | `lead` | `name`, perhaps `node` | the same | the same, with `resign`: `resigned` |
+//! | `contend` | `name`, `register`, perhaps `hold_ms`, `wait_ms`, `careless` | `ready`; at the end `grants N lost N refused N` | anything: the end |
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -32,7 +38,7 @@ const LINE_WITHIN: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Orders {
-    /// Which of the [`roles`] it plays.
+    /// Which role it plays: see the [module](self).
     pub role: String,
     /// Where its store is.
     pub url: String,

@@ -211,9 +211,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_stopped_process_is_running_and_can_be_killed() {
-        let process = Process::start("sleep", ["0.2"], |_| {}).unwrap();
+        let process = Process::start("sleep", ["2"], |_| {}).unwrap();
         process.stop().unwrap();
-        tokio::time::sleep(Duration::from_millis(400)).await;
+        tokio::time::sleep(Duration::from_millis(2500)).await;
         assert!(process.is_running());
         process.resume().unwrap();
         assert!(process.ended(Duration::from_secs(10)).await.unwrap().success());
