@@ -15,6 +15,34 @@
 //!   [`end`](Backend::end).
 //! * Time counts from before a call, so whatever a backend does first (connecting, loading a
 //!   script) makes the deadline earlier, never later.
+//!
+//! # A claim from try to end, as the core drives it
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::sync::Arc;
+//! use std::time::Duration;
+//! use sync_core::backend::{Attempt, Backend, Claim, Ended, Held, Nonce, Renewal};
+//! use sync_core::{Kind, Name, Namespace, memory};
+//!
+//! let backend = memory::Store::new().backend(&Namespace::default());
+//! let session = backend.open(Duration::from_secs(15)).await?;
+//! let (name, nonce) = (Name::parse("nightly-report")?, Nonce::from_bytes([1; 16]));
+//! let claim = Arc::new(Claim::new(Kind::Lock, name, nonce, Arc::from(*b"{}"), true));
+//!
+//! let Attempt::Held(grant) = backend.try_claim(&session, &claim, None, false).await? else {
+//!     unreachable!("nobody else is here");
+//! };
+//! let held = Held { claim: Arc::clone(&claim), grant };
+//! let Renewal::Alive { .. } = backend.renew(&session, &[held.clone()]).await? else {
+//!     unreachable!("fifteen seconds have not passed");
+//! };
+//! let ended = backend.end(&session, &claim, Some(&held.grant), false).await?;
+//! assert_eq!(ended, Ended::Released);
+//! backend.close(&session).await?;
+//! # Ok(()) }
+//! ```
 
 use std::fmt;
 use std::pin::Pin;
@@ -127,6 +155,15 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
 }
 
 /// What [`Backend::losses`] gives.
+///
+/// ```
+/// use sync_core::backend::Losses;
+///
+/// /// Of a store that cannot tell.
+/// fn losses() -> Losses {
+///     Box::pin(tokio_stream::pending())
+/// }
+/// ```
 pub type Losses = Pin<Box<dyn Stream<Item = Loss> + Send>>;
 
 /// What a store is and what it can do.
@@ -197,6 +234,14 @@ impl Profile {
 }
 
 /// What a store lets expire, and so whose deadline a claim has.
+///
+/// ```
+/// use sync_core::backend::{Backend, Expiry};
+/// use sync_core::{Namespace, memory};
+///
+/// let backend = memory::Store::new().backend(&Namespace::default());
+/// assert_eq!(backend.profile().expiry, Expiry::Session);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expiry {
     /// The session (etcd's lease, Consul's session): a claim lives as long as its session, and
@@ -208,6 +253,14 @@ pub enum Expiry {
 }
 
 /// A session that a store has opened.
+///
+/// ```
+/// use std::time::Duration;
+/// use sync_core::backend::Session;
+///
+/// let session = Session::new("694d9a1c", Duration::from_secs(15));
+/// assert!(!format!("{session:?}").contains("694d9a1c"));
+/// ```
 #[derive(Clone)]
 pub struct Session {
     /// What the store calls it. A secret where whoever knows it can end it: never logged.
@@ -231,6 +284,14 @@ impl fmt::Debug for Session {
 }
 
 /// 128 random bits that stand for one acquisition. Kept out of logs.
+///
+/// ```
+/// use sync_core::backend::Nonce;
+///
+/// let nonce = Nonce::from_bytes([0xab; 16]);
+/// assert_eq!(Nonce::from_hex(&nonce.to_hex()), Some(nonce));
+/// assert_eq!(format!("{nonce:?}"), "Nonce(..)");
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Nonce([u8; 16]);
 
@@ -265,6 +326,18 @@ impl fmt::Debug for Nonce {
 }
 
 /// One name wanted or held by one session. Repeats of an attempt carry the very same claim.
+///
+/// ```
+/// use std::sync::Arc;
+/// use sync_core::backend::{Claim, Nonce};
+/// use sync_core::{Kind, Name};
+///
+/// let record = Arc::from(*br#"{"id":"web-1"}"#);
+/// let claim =
+///     Claim::new(Kind::Leader, Name::parse("scheduler")?, Nonce::from_bytes([1; 16]), record, true);
+/// assert_eq!(claim.name.as_str(), "scheduler");
+/// # Ok::<(), sync_core::InvalidName>(())
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Claim {
@@ -289,6 +362,20 @@ impl Claim {
 }
 
 /// What a store said when it granted a claim.
+///
+/// ```
+/// use sync_core::FencingToken;
+/// use sync_core::backend::{Grant, Version};
+///
+/// // As a store says it that numbers its changes, and whose sessions expire.
+/// let revision = 42_u64;
+/// let grant = Grant {
+///     token: FencingToken::new(revision),
+///     version: Version::new(revision.to_be_bytes()),
+///     ttl: None,
+/// };
+/// # assert_eq!(grant.token.get(), 42);
+/// ```
 #[derive(Debug, Clone)]
 pub struct Grant {
     /// The acquisition's fencing token.
@@ -300,6 +387,16 @@ pub struct Grant {
 }
 
 /// A claim together with its grant, as renewals name it.
+///
+/// ```
+/// use sync_core::backend::{Held, Nonce, Renewed};
+///
+/// /// What a store says of one claim that it has just extended.
+/// fn extended(held: &Held) -> (Nonce, Renewed) {
+///     let ttl = held.grant.ttl.unwrap_or_default();
+///     (held.claim.nonce, Renewed::Extended(ttl))
+/// }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Held {
     /// The claim.
@@ -309,6 +406,13 @@ pub struct Held {
 }
 
 /// A state of a record, opaque to the core: a revision, an index, or the bytes themselves.
+///
+/// ```
+/// use sync_core::backend::Version;
+///
+/// assert_ne!(Version::new(7_u64.to_be_bytes()), Version::new(8_u64.to_be_bytes()));
+/// assert_eq!(Version::new(*b"record").as_bytes(), b"record");
+/// ```
 #[derive(Clone, PartialEq, Eq, Hash, Default)]
 pub struct Version(Arc<[u8]>);
 
@@ -333,6 +437,16 @@ impl fmt::Debug for Version {
 }
 
 /// A place in a line, or the lack of one.
+///
+/// ```
+/// use std::time::Duration;
+/// use sync_core::backend::Ticket;
+///
+/// // "Ask again in a second, sooner if a message comes."
+/// let look_after = Some(Duration::from_secs(1));
+/// let ticket = Ticket { look_after, place: "line/7".into(), ..Ticket::default() };
+/// assert!(ticket.not_before.is_zero());
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct Ticket {
     /// No sooner than this is another try worth it.
@@ -344,6 +458,13 @@ pub struct Ticket {
 }
 
 /// What came of one try.
+///
+/// ```
+/// use sync_core::backend::{Attempt, Ticket};
+///
+/// let taken = Attempt::Blocked(Ticket::default());
+/// assert!(!matches!(taken, Attempt::Held(_)));
+/// ```
 #[derive(Debug, Clone)]
 pub enum Attempt {
     /// The claim is held.
@@ -357,6 +478,16 @@ pub enum Attempt {
 }
 
 /// What came of a renewal.
+///
+/// ```
+/// use std::time::Duration;
+/// use sync_core::backend::{Nonce, Renewal, Renewed};
+///
+/// let lost = Nonce::from_bytes([1; 16]);
+/// let ttl = Duration::from_secs(15);
+/// let renewal = Renewal::Alive { ttl, claims: vec![(lost, Renewed::Lost)] };
+/// # assert!(matches!(renewal, Renewal::Alive { .. }));
+/// ```
 #[derive(Debug, Clone)]
 pub enum Renewal {
     /// The session lives.
@@ -371,6 +502,13 @@ pub enum Renewal {
 }
 
 /// What a renewal says of one claim.
+///
+/// ```
+/// use std::time::Duration;
+/// use sync_core::backend::Renewed;
+///
+/// assert_ne!(Renewed::Extended(Duration::from_secs(15)), Renewed::Lost);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Renewed {
     /// It lives for this long from when the request was sent.
@@ -380,6 +518,16 @@ pub enum Renewed {
 }
 
 /// What came of changing a record.
+///
+/// ```
+/// use sync_core::backend::{Updated, Version};
+///
+/// /// What a store's condition on the old version came to.
+/// fn updated(applied: bool, revision: u64) -> Updated {
+///     if applied { Updated::Done(Version::new(revision.to_be_bytes())) } else { Updated::NotOurs }
+/// }
+/// # assert!(matches!(updated(false, 1), Updated::NotOurs));
+/// ```
 #[derive(Debug, Clone)]
 pub enum Updated {
     /// The record was changed (or was the same already): its version now.
@@ -389,6 +537,16 @@ pub enum Updated {
 }
 
 /// What came of ending a claim.
+///
+/// ```
+/// use sync_core::backend::Ended;
+///
+/// /// What a compare-and-delete came to.
+/// fn ended(deleted: u64) -> Ended {
+///     if deleted > 0 { Ended::Released } else { Ended::NotOurs }
+/// }
+/// # assert_eq!(ended(1), Ended::Released);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
     /// It was held or queued, and is no longer.
@@ -398,6 +556,14 @@ pub enum Ended {
 }
 
 /// What happened to a session or a claim from outside.
+///
+/// ```
+/// use sync_core::backend::{Loss, Nonce};
+///
+/// // An operator has deleted the key of one claim; the others live on.
+/// let loss = Loss::Claim(Nonce::from_bytes([1; 16]));
+/// assert_ne!(loss, Loss::Session);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Loss {
     /// The session has ended.
@@ -407,6 +573,18 @@ pub enum Loss {
 }
 
 /// Who holds a name, as a store shows it.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use sync_core::backend::Backend;
+/// use sync_core::{Kind, Name, Namespace, memory};
+///
+/// let backend = memory::Store::new().backend(&Namespace::default());
+/// let sighting = backend.holder(Kind::Leader, &Name::parse("scheduler")?).await?;
+/// assert!(sighting.holder.is_none());
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct Sighting {
     /// Differs whenever the holder or its record does, also for "nobody".
@@ -416,6 +594,16 @@ pub struct Sighting {
 }
 
 /// A holder as a store shows it.
+///
+/// ```
+/// use sync_core::backend::{Sighted, Sighting, Version};
+///
+/// // A foreign client's value: no token that anybody knows of.
+/// let record = b"host-a".to_vec();
+/// let version = Version::new(record.clone());
+/// let sighting = Sighting { version, holder: Some(Sighted { record, token: None }) };
+/// # assert!(sighting.holder.is_some());
+/// ```
 #[derive(Debug, Clone)]
 pub struct Sighted {
     /// The bytes that stand there, whoever wrote them; bounded by the backend to

@@ -68,6 +68,16 @@ fn nanos(duration: Duration) -> u64 {
 ///
 /// An implementation must never go back, and must count the time that the machine spends
 /// suspended: a guard that sleeps through its lease would otherwise look held on waking.
+///
+/// ```
+/// use std::time::Duration;
+/// use sync_core::{Clock, Moment};
+///
+/// fn is_overdue(clock: &dyn Clock, sent: Moment) -> bool {
+///     clock.now().since(sent) > Duration::from_secs(2)
+/// }
+/// # assert!(!is_overdue(&sync_core::BootClock::new(), sync_core::BootClock::new().now()));
+/// ```
 #[async_trait]
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
     /// The present moment. Called on every [`is_valid`](crate::Hold::is_valid): keep it cheap.

@@ -36,6 +36,20 @@ use crate::options::Options;
 use crate::token::FencingToken;
 
 /// What several coordinators of one process share. Cheap to clone: clones are the same store.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), sync_core::Error> {
+/// use sync_core::{Options, memory::Store};
+///
+/// let store = Store::new();
+/// let sync = store.connect(&Options::new())?;
+/// let guard = sync.lock("x").acquire().await?;
+/// assert_eq!(store.keys(), ["sync/lock/x"]);
+/// guard.release().await?;
+/// assert!(store.keys().is_empty());
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,

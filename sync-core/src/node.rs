@@ -132,6 +132,14 @@ pub(crate) fn decode(bytes: &[u8], token: Option<FencingToken>) -> Holder {
 
 /// The nonce that a record names: what a backend compares where a store's own answer does not
 /// say whose value stands there.
+///
+/// ```
+/// use sync_core::record_nonce;
+///
+/// let record = br#"{"id":"a","nonce":"abababababababababababababababab"}"#;
+/// assert_eq!(record_nonce(record).unwrap().to_hex(), "ab".repeat(16));
+/// assert_eq!(record_nonce(b"host-a"), None);
+/// ```
 #[must_use]
 pub fn record_nonce(bytes: &[u8]) -> Option<Nonce> {
     if bytes.len() > LONGEST_RECORD {

@@ -32,6 +32,14 @@ pub trait Observer: fmt::Debug + Send + Sync + 'static {
 }
 
 /// Something that happened to a claim.
+///
+/// ```
+/// use sync_core::Event;
+///
+/// fn line(event: &Event) -> String {
+///     format!("{:?} {} {} {:?}", event.at, event.name, event.token, event.what)
+/// }
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Event {
@@ -48,6 +56,20 @@ pub struct Event {
 }
 
 /// What happened to a claim.
+///
+/// ```
+/// use sync_core::{Moment, What};
+///
+/// /// Until when nobody else can be granted what this happened to.
+/// fn safe_until(what: What) -> Option<Moment> {
+///     match what {
+///         What::Granted { deadline } | What::Extended { deadline } => Some(deadline),
+///         _ => None,
+///     }
+/// }
+/// # let deadline = Moment::from_nanos(1);
+/// # assert_eq!(safe_until(What::Granted { deadline }), Some(deadline));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum What {

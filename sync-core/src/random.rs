@@ -4,6 +4,21 @@ use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
 /// Where the core and the backends get randomness from: nonces, identifiers and jitter.
+///
+/// ```
+/// use sync_core::Rng;
+///
+/// /// Always the same: for a test that needs one certain nonce.
+/// #[derive(Debug)]
+/// struct Sevens;
+///
+/// impl Rng for Sevens {
+///     fn fill(&self, bytes: &mut [u8]) -> std::io::Result<()> {
+///         bytes.fill(7);
+///         Ok(())
+///     }
+/// }
+/// ```
 pub trait Rng: fmt::Debug + Send + Sync + 'static {
     /// Fills `bytes` with unpredictable bytes.
     ///
