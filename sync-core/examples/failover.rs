@@ -44,7 +44,7 @@ async fn serve(process: Process, sync: Coordinator) -> Result<(), Error> {
 }
 
 /// What happens to the three of them.
-pub async fn story() -> Result<String, Error> {
+pub(crate) async fn story() -> Result<String, Error> {
     let world = World::new();
     let alpha = Process::start("alpha", 1, &world)?;
     world.pass_until(1).await;

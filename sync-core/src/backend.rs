@@ -65,8 +65,9 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     /// What this store is and what it can do. Must not change.
     fn profile(&self) -> &Profile;
 
-    /// The key that stands in the store while `name` is held, for other tools. Must be injective
-    /// over kind and name, and the same in every process with the same namespace.
+    /// The key that stands in the store while `name` is held, for other tools; where each claim has
+    /// a key of its own, the prefix that they share. Must be injective over kind and name, and the
+    /// same in every process with the same namespace.
     fn key(&self, kind: Kind, name: &Name) -> String;
 
     /// Opens a session: the unit of liveness. The store must end it, and with it every claim
