@@ -1,5 +1,7 @@
 //! What the README shows is what the example prints, and what the documents link to exists.
 
+#![allow(clippy::unwrap_used, reason = "this is all test")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
