@@ -272,9 +272,10 @@ impl Backend for Redis {
         let attempt = match reply.status() {
             "held" => {
                 let token = reply.text().and_then(|token| token.parse().ok());
+                let record = reply.bytes().map(Arc::from);
                 Attempt::Held(Grant {
                     token: FencingToken::new(token.ok_or_else(|| reply.unexpected())?),
-                    version: Version::new(Arc::clone(&claim.record)),
+                    version: Version::new(record.unwrap_or_else(|| Arc::clone(&claim.record))),
                     ttl: Some(session.ttl),
                 })
             }

@@ -5,10 +5,11 @@
 -- Times are in milliseconds where nothing else is said. `news` is '1' where a change is published.
 --
 -- Answers nonce, then one of
---   held, token          blocked, PTTL of the claim, 1 if first in line
---   void                 this nonce was abandoned
---   lost                 the claim is this nonce's, but its token is gone
---   refused, why         nothing was done
+--   held, token, and the record if it was held before
+--   blocked, PTTL of the claim, 1 if first in line
+--   void: this nonce was abandoned
+--   lost: the claim is this nonce's, but its token is gone
+--   refused, why: nothing was done
 local function run()
   local claim, holder, line, beat = KEYS[1], KEYS[3], KEYS[4], KEYS[5]
   local nonce, place = ARGV[1], ARGV[5]
@@ -25,9 +26,11 @@ local function run()
       if not last then return {nonce, 'lost'} end
       redis.call('PEXPIRE', claim, ARGV[2])
       dirty = true
-      redis.call('SET', holder, ARGV[3], 'PX', ARGV[2])
       redis.call('PEXPIRE', KEYS[2], ARGV[7])
-      return {nonce, 'held', last}
+      -- The record may have been changed since: it stays as it is, and is told.
+      local record = redis.call('GET', holder) or ARGV[3]
+      redis.call('SET', holder, record, 'PX', ARGV[2])
+      return {nonce, 'held', last, record}
     end
     redis.call('ZCARD', beat)
     first = first_in_line(line, beat, now, tonumber(ARGV[6]))

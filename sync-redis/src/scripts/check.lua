@@ -9,8 +9,8 @@ local function run()
   if not redis.acl_check_cmd then return missing end -- before Redis 7
   local commands = {
     {'EXISTS'}, {'GET'}, {'SET', 'v'}, {'DEL'}, {'PTTL'}, {'PEXPIRE', '1'}, {'STRLEN'},
-    {'GETRANGE', '0', '0'}, {'ZADD', '0', 'v'}, {'ZREM', 'v'}, {'ZCARD'}, {'ZSCORE', 'v'},
-    {'ZRANGE', '0', '0'}, {'ZRANGEBYSCORE', '0', '0'},
+    {'GETRANGE', '0', '0'}, {'ZADD', '0', 'v'}, {'ZREM', 'v'}, {'ZCARD'}, {'ZMSCORE', 'v'},
+    {'ZRANGE', '0', '0'},
   }
   for _, command in ipairs(commands) do
     local name = table.remove(command, 1)

@@ -5,26 +5,30 @@
 -- right after its first write.
 local dirty = false
 
--- The first in line, without the dead: those whose last heartbeat (in microseconds) is older than
--- `patience`, or has not come yet because the server's clock went back.
+-- The first in line. Those before it whose heartbeat is missing, or further away from now than
+-- `patience` (in microseconds; the server's clock may have gone back), are dead and removed.
 local function first_in_line(line, beat, now, patience)
-  if not redis.call('ZRANGE', line, 0, 0)[1] then return nil end
-  local dead = redis.call('ZRANGEBYSCORE', beat, '-inf', now - patience, 'LIMIT', 0, 1000)
-  if #dead > 0 then
-    redis.call('ZREM', line, unpack(dead))
-    dirty = true
-    redis.call('ZREM', beat, unpack(dead))
+  local count, first = 1, nil
+  for _ = 1, 20 do -- what is left then is left to the next look
+    local places = redis.call('ZRANGE', line, 0, count - 1)
+    if #places == 0 then return nil end
+    local beats = redis.call('ZMSCORE', beat, unpack(places))
+    local dead = {}
+    for i, place in ipairs(places) do
+      first = place
+      local last = tonumber(beats[i])
+      if last and math.abs(now - last) <= patience then break end
+      dead[i], first = place, nil
+    end
+    if #dead > 0 then
+      redis.call('ZREM', line, unpack(dead))
+      dirty = true
+      redis.call('ZREM', beat, unpack(dead))
+    end
+    if first then return first end
+    count = 1000
   end
-  local first
-  for _ = 1, 100 do
-    first = redis.call('ZRANGE', line, 0, 0)[1]
-    if not first then return nil end
-    local last = redis.call('ZSCORE', beat, first)
-    if last and tonumber(last) <= now + patience then return first end
-    redis.call('ZREM', line, first)
-    dirty = true
-  end
-  return first
+  return redis.call('ZRANGE', line, 0, 0)[1]
 end
 
 -- A value; a table where the key holds another type, so that it is nobody's of ours.
