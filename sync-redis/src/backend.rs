@@ -360,12 +360,7 @@ impl Backend for Redis {
         sighting(script::HOLDER.run(&mut link, &call, &key).await?)
     }
 
-    async fn watch(
-        &self,
-        kind: Kind,
-        name: &Name,
-        seen: &Version,
-    ) -> Result<Sighting, StoreError> {
+    async fn watch(&self, kind: Kind, name: &Name, seen: &Version) -> Result<Sighting, StoreError> {
         let (key, call) = self.look(kind, name);
         let mut follower = Follower::new(&self.connector, &key);
         loop {

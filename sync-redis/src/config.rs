@@ -173,9 +173,8 @@ impl Config {
 
     /// The client library's client, set up as this crate needs it.
     fn client(self) -> Result<Client, Error> {
-        let invalid = |reason: &str| {
-            Error::new(ErrorKind::Invalid, "use the Redis URL", reason.to_owned())
-        };
+        let invalid =
+            |reason: &str| Error::new(ErrorKind::Invalid, "use the Redis URL", reason.to_owned());
         let server = self.server.as_ref().map_err(|reason| invalid(reason))?;
         let redis = server.redis_settings().clone();
         let keepalive = TcpKeepalive::new()
@@ -229,10 +228,9 @@ impl Config {
                 "give a CA to Config::ca, or enable the feature native-roots for the system's",
             ));
         }
-        let client_tls = self.identity.map(|(client_cert, client_key)| ClientTlsConfig {
-            client_cert,
-            client_key,
-        });
+        let client_tls = self
+            .identity
+            .map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key });
         let certificates = TlsCertificates { client_tls, root_cert: self.ca };
         // The library's text is about the form of the PEM and holds nothing of it.
         Client::build_with_tls(server, certificates).map_err(|error| no_tls(&error.to_string()))

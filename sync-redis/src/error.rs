@@ -35,12 +35,13 @@ pub(crate) fn replied(text: &str) -> StoreError {
 /// A refusal before anything was written.
 pub(crate) fn refused(text: &str) -> StoreError {
     let refuse = |kind| StoreError::refused(kind, text.to_owned());
-    // Before 7.2 a script's lack of a permission has no code of its own.
-    let script_denied =
-        text.contains("user executing the script") || text.contains("ACL failure in script");
+    // Inside scripts before 7.2, and for SELECT in the client library, the code is lost.
+    let denied = ["no permissions", "user executing the script", "ACL failure in script"];
     match code(text) {
         "NOPERM" => refuse(ErrorKind::Denied).advise(permissions()),
-        _ if script_denied => refuse(ErrorKind::Denied).advise(permissions()),
+        _ if denied.iter().any(|words| text.contains(words)) => {
+            refuse(ErrorKind::Denied).advise(permissions())
+        }
         "NOAUTH" => refuse(ErrorKind::Denied).advise("put user and password into the URL"),
         "WRONGPASS" => refuse(ErrorKind::Denied).advise("check user and password in the URL"),
         "DENIED" => refuse(ErrorKind::Denied),

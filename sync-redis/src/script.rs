@@ -157,6 +157,9 @@ impl Reply {
 
     /// An answer that fits none of those that the script gives.
     pub(crate) fn unexpected(&self) -> StoreError {
-        StoreError::unknown(format!("the server's answer {:?} is none that was expected", self.status))
+        StoreError::unknown(format!(
+            "the server's answer {:?} is none that was expected",
+            self.status
+        ))
     }
 }

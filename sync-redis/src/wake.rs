@@ -213,7 +213,10 @@ mod tests {
         wakes.connected(2);
         assert!(resolves(&wakes).await);
         wakes.expect(NONCE, 1);
-        assert!(resolves(&wakes).await, "an attempt on the old connection, after the new one is up");
+        assert!(
+            resolves(&wakes).await,
+            "an attempt on the old connection, after the new one is up"
+        );
         wakes.expect(NONCE, 2);
         assert!(!resolves(&wakes).await);
         wakes.disconnected(2);

@@ -15,29 +15,29 @@ use sync_redis::{Config, Options, Redis};
 use tempfile::TempDir;
 
 /// `redis-server`, or what `SYNC_TEST_REDIS_SERVER` names (`valkey-server`).
-pub fn server_program() -> String {
+pub(crate) fn server_program() -> String {
     std::env::var("SYNC_TEST_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned())
 }
 
 /// A server with a directory of its own; it ends with the value.
-pub struct Server {
-    pub port: u16,
-    pub dir: TempDir,
+pub(crate) struct Server {
+    pub(crate) port: u16,
+    pub(crate) dir: TempDir,
     arguments: Vec<String>,
     child: Option<Child>,
 }
 
 impl Server {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_with(&["--save", "", "--appendonly", "no"])
     }
 
     /// Loses nothing when it is killed.
-    pub fn durable() -> Self {
+    pub(crate) fn durable() -> Self {
         Self::start_with(&["--save", "", "--appendonly", "yes", "--appendfsync", "always"])
     }
 
-    pub fn start_with(arguments: &[&str]) -> Self {
+    pub(crate) fn start_with(arguments: &[&str]) -> Self {
         let port = free_port();
         let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         let dir = TempDir::new().unwrap();
@@ -46,7 +46,7 @@ impl Server {
         server
     }
 
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.kill();
         let log = self.dir.path().join("log");
         let program = server_program();
@@ -71,24 +71,28 @@ impl Server {
         }
     }
 
-    pub fn kill(&mut self) {
+    pub(crate) fn add_argument(&mut self, argument: &str) {
+        self.arguments.push(argument.to_owned());
+    }
+
+    pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
             child.wait().unwrap();
         }
     }
 
-    pub fn signal(&self, signal: &str) {
+    pub(crate) fn signal(&self, signal: &str) {
         let pid = self.child.as_ref().unwrap().id().to_string();
         let sent = Command::new("kill").args([signal, &pid]).status().unwrap();
         assert!(sent.success());
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    pub fn raw(&self) -> Connection {
+    pub(crate) fn raw(&self) -> Connection {
         let until = Instant::now() + Duration::from_secs(5);
         loop {
             match redis::Client::open(self.url()).unwrap().get_connection() {
@@ -99,7 +103,7 @@ impl Server {
     }
 
     /// Runs a command as an operator would.
-    pub fn run<T: FromRedisValue>(&self, command: &str) -> T {
+    pub(crate) fn run<T: FromRedisValue>(&self, command: &str) -> T {
         let mut words = command.split(' ');
         let mut cmd = redis::cmd(words.next().unwrap());
         for word in words {
@@ -108,7 +112,7 @@ impl Server {
         cmd.query(&mut self.raw()).unwrap()
     }
 
-    pub async fn backend(&self) -> Redis {
+    pub(crate) async fn backend(&self) -> Redis {
         Config::new(self.url()).backend().await.unwrap()
     }
 }
@@ -119,84 +123,84 @@ impl Drop for Server {
     }
 }
 
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-pub fn nonce() -> Nonce {
+pub(crate) fn nonce() -> Nonce {
     let mut bytes = [0; 16];
     OsRng::new().fill(&mut bytes).unwrap();
     Nonce::from_bytes(bytes)
 }
 
-pub fn name(name: &str) -> Name {
+pub(crate) fn name(name: &str) -> Name {
     Name::parse(name).unwrap()
 }
 
 /// The record that a claim has here, as the core would write it.
-pub fn record(id: &str, nonce: Nonce) -> Vec<u8> {
+pub(crate) fn record(id: &str, nonce: Nonce) -> Vec<u8> {
     format!(r#"{{"id":"{id}","nonce":"{}"}}"#, nonce.to_hex()).into_bytes()
 }
 
-pub fn claim(kind: Kind, of: &str, queue: bool) -> Claim {
+pub(crate) fn claim(kind: Kind, of: &str, queue: bool) -> Claim {
     let nonce = nonce();
     Claim::new(kind, name(of), nonce, record("node", nonce).into(), queue)
 }
 
-pub fn lock(of: &str) -> Claim {
+pub(crate) fn lock(of: &str) -> Claim {
     claim(Kind::Lock, of, true)
 }
 
-pub const TTL: Duration = Duration::from_secs(10);
+pub(crate) const TTL: Duration = Duration::from_secs(10);
 
 /// One session on a backend, as the core would drive it.
-pub struct Client {
-    pub redis: Arc<Redis>,
-    pub session: Session,
+pub(crate) struct Client {
+    pub(crate) redis: Arc<Redis>,
+    pub(crate) session: Session,
 }
 
 impl Client {
-    pub async fn new(server: &Server) -> Self {
+    pub(crate) async fn new(server: &Server) -> Self {
         Self::with_ttl(server, TTL).await
     }
 
-    pub async fn with_ttl(server: &Server, ttl: Duration) -> Self {
+    pub(crate) async fn with_ttl(server: &Server, ttl: Duration) -> Self {
         Self::on(server.backend().await, ttl).await
     }
 
-    pub async fn on(redis: Redis, ttl: Duration) -> Self {
+    pub(crate) async fn on(redis: Redis, ttl: Duration) -> Self {
         let session = redis.open(ttl).await.unwrap();
         Self { redis: Arc::new(redis), session }
     }
 
-    pub async fn attempt(&self, claim: &Claim) -> Attempt {
+    pub(crate) async fn attempt(&self, claim: &Claim) -> Attempt {
         self.redis.try_claim(&self.session, claim, None, false).await.unwrap()
     }
 
-    pub async fn held(&self, claim: &Claim) -> Grant {
+    pub(crate) async fn held(&self, claim: &Claim) -> Grant {
         match self.attempt(claim).await {
             Attempt::Held(grant) => grant,
             other => panic!("not held: {other:?}"),
         }
     }
 
-    pub async fn blocked(&self, claim: &Claim) -> Ticket {
+    pub(crate) async fn blocked(&self, claim: &Claim) -> Ticket {
         match self.attempt(claim).await {
             Attempt::Blocked(ticket) => ticket,
             other => panic!("not blocked: {other:?}"),
         }
     }
 
-    pub async fn end(&self, claim: &Claim) -> sync_core::backend::Ended {
+    pub(crate) async fn end(&self, claim: &Claim) -> sync_core::backend::Ended {
         self.redis.end(&self.session, claim, None, false).await.unwrap()
     }
 
-    pub async fn abandon(&self, claim: &Claim) -> sync_core::backend::Ended {
+    pub(crate) async fn abandon(&self, claim: &Claim) -> sync_core::backend::Ended {
         self.redis.end(&self.session, claim, None, true).await.unwrap()
     }
 
     /// Tries as the core does until the claim is held.
-    pub async fn acquire(&self, claim: &Claim) -> Grant {
+    pub(crate) async fn acquire(&self, claim: &Claim) -> Grant {
         let mut ticket = None;
         loop {
             match self.redis.try_claim(&self.session, claim, ticket.as_ref(), false).await {
@@ -215,12 +219,12 @@ impl Client {
 }
 
 /// Runs `work` as the core does: bounded, and dropped when the time is over.
-pub async fn bounded<T>(work: impl Future<Output = T>) -> Option<T> {
+pub(crate) async fn bounded<T>(work: impl Future<Output = T>) -> Option<T> {
     tokio::time::timeout(Duration::from_millis(500), work).await.ok()
 }
 
 /// Repeats `work` as the core does until it succeeds.
-pub async fn eventually<T, E>(
+pub(crate) async fn eventually<T, E>(
     limit: Duration,
     mut work: impl AsyncFnMut() -> Result<T, E>,
 ) -> T {
@@ -234,18 +238,95 @@ pub async fn eventually<T, E>(
     }
 }
 
+/// What stands between a client and its server.
+pub(crate) struct Proxy {
+    pub(crate) port: u16,
+    mode: Arc<Mutex<Mode>>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Mode {
+    Pass,
+    /// Connections of an earlier number hear nothing more.
+    SilentBefore(usize),
+    /// Each answer comes after the one before it has come once more.
+    Double,
+}
+
+impl Proxy {
+    pub(crate) async fn to(server: &Server) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (mode, to) = (Arc::new(Mutex::new(Mode::Pass)), server.port);
+        let modes = Arc::clone(&mode);
+        tokio::spawn(async move {
+            let mut number = 0;
+            while let Ok((client, _)) = listener.accept().await {
+                number += 1;
+                let server = tokio::net::TcpStream::connect(("127.0.0.1", to)).await.unwrap();
+                tokio::spawn(carry(number, client, server, Arc::clone(&modes)));
+            }
+        });
+        Self { port, mode }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// All connections but those yet to come fall silent.
+    pub(crate) fn silence_first(&self, number: usize) {
+        *self.mode.lock().unwrap() = Mode::SilentBefore(number + 1);
+    }
+
+    pub(crate) fn double_answers(&self) {
+        *self.mode.lock().unwrap() = Mode::Double;
+    }
+
+    pub(crate) fn pass(&self) {
+        *self.mode.lock().unwrap() = Mode::Pass;
+    }
+}
+
+async fn carry(
+    number: usize,
+    client: tokio::net::TcpStream,
+    server: tokio::net::TcpStream,
+    mode: Arc<Mutex<Mode>>,
+) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    tokio::spawn(async move {
+        let _ = tokio::io::copy(&mut from_client, &mut to_server).await;
+    });
+    let mut buffer = vec![0; 1 << 16];
+    let mut before = Vec::new();
+    while let Ok(bytes @ 1..) = from_server.read(&mut buffer).await {
+        let mode = *mode.lock().unwrap();
+        if mode == Mode::Double {
+            to_client.write_all(&before).await.unwrap();
+        }
+        before = buffer[..bytes].to_vec();
+        let silent = matches!(mode, Mode::SilentBefore(first) if number < first);
+        if !silent && to_client.write_all(&before).await.is_err() {
+            return;
+        }
+    }
+}
+
 /// Everything that is logged by this thread, as text.
-pub fn capture_logs() -> (Log, tracing::subscriber::DefaultGuard) {
+pub(crate) fn capture_logs() -> (Log, tracing::subscriber::DefaultGuard) {
     let log = Log::default();
     let guard = tracing::subscriber::set_default(log.clone());
     (log, guard)
 }
 
 #[derive(Clone, Default)]
-pub struct Log(Arc<Mutex<String>>);
+pub(crate) struct Log(Arc<Mutex<String>>);
 
 impl Log {
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         self.0.lock().unwrap().clone()
     }
 }
@@ -276,10 +357,10 @@ impl tracing::Subscriber for Log {
 }
 
 /// Where a test's own files are, under its server's directory.
-pub fn path(server: &Server, file: &str) -> PathBuf {
+pub(crate) fn path(server: &Server, file: &str) -> PathBuf {
     server.dir.path().join(file)
 }
 
-pub fn options(namespace: &str) -> Options {
+pub(crate) fn options(namespace: &str) -> Options {
     Options::new().namespace(namespace)
 }
