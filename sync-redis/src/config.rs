@@ -159,15 +159,13 @@ impl Config {
             let mut link = connector.link().await?;
             probe::probe(&mut link, &keys, connector.wakes().channel()).await
         };
-        let what = format!("connect to redis at {endpoint}");
-        tokio::select! {
+        let greeted = tokio::select! {
             biased;
-            greeted = greeting => greeted.map_err(|error| Error::from_store(what, error))?,
-            () = clock.sleep_until(until) => {
-                let reason = format!("no answer within {within:?}");
-                return Err(Error::new(ErrorKind::Unreachable, what, reason));
-            }
-        }
+            greeted = greeting => greeted,
+            () = clock.sleep_until(until) => Err(connector.silence()),
+        };
+        greeted
+            .map_err(|error| Error::from_store(format!("connect to redis at {endpoint}"), error))?;
         Ok(Redis::new(profile, keys, coordinator, environment, connector))
     }
 

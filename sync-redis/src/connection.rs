@@ -9,7 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, Cmd, Pipeline, PushInfo, PushKind, RedisError, Value};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, Pipeline, PushInfo, PushKind, RedisError,
+    Value,
+};
 use sync_core::{Clock, StoreError};
 use tokio::sync::Mutex as AsyncMutex;
 
@@ -67,7 +70,7 @@ impl Connector {
             biased;
             made = self.connect(generation) => made.map_err(error::unconnected)?,
             () = self.clock.sleep_until(self.clock.now() + self.within) => {
-                return Err(StoreError::unsent(format!("no connection within {:?}", self.within)));
+                return Err(self.silence());
             }
         };
         *made = generation;
@@ -79,6 +82,17 @@ impl Connector {
     /// Gives the connection up, and with it its subscriptions.
     pub(crate) fn disconnect(&self) {
         *self.slot() = None;
+    }
+
+    /// Nobody has answered in time.
+    pub(crate) fn silence(&self) -> StoreError {
+        let silence = StoreError::unsent(format!("no answer within {:?}", self.within));
+        match self.client.get_connection_info().addr() {
+            ConnectionAddr::TcpTls { .. } => silence.advise(
+                "a server that does not speak TLS on this port may say nothing: it needs redis://",
+            ),
+            _ => silence,
+        }
     }
 
     /// The connection in use, if it can be used.

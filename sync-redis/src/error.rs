@@ -91,13 +91,15 @@ pub(crate) fn unconnected(error: RedisError) -> StoreError {
 /// What rustls's words for a failed handshake call for.
 fn tls_advice(text: &str) -> Option<&'static str> {
     let known = [
-        ("UnknownIssuer", "give the CA that signed the server's certificate to Config::ca"),
-        ("NotValidForName", "the certificate is for another host name than the URL's"),
-        ("Expired", "the server's certificate has expired"),
-        ("CertificateRequired", "give a client certificate to Config::identity"),
-        ("HandshakeFailure", "the server may want a client certificate: Config::identity"),
-        ("InvalidContentType", "the server does not speak TLS on this port: use redis://"),
+        ("unknownissuer", "give the CA that signed the server's certificate to Config::ca"),
+        ("not valid for name", "the certificate is for another host name than the URL's"),
+        ("notvalidforname", "the certificate is for another host name than the URL's"),
+        ("expired", "the server's certificate has expired"),
+        ("certificaterequired", "give a client certificate to Config::identity"),
+        ("handshakefailure", "the server may want a client certificate: Config::identity"),
+        ("invalidcontenttype", "the server does not speak TLS on this port: use redis://"),
     ];
+    let text = text.to_lowercase();
     known.into_iter().find(|(word, _)| text.contains(word)).map(|(_, advice)| advice)
 }
 

@@ -1,5 +1,7 @@
 //! Who may do what, and what must not be shown to anybody.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may")]
+
 mod common;
 
 use std::time::Duration;

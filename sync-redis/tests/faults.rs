@@ -1,5 +1,7 @@
 //! What goes wrong between a coordinator and its server, and that it comes right by itself.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may")]
+
 mod common;
 
 use std::time::{Duration, Instant};

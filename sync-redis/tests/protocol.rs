@@ -1,5 +1,7 @@
 //! What the scripts do on a real server, request by request.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may")]
+
 mod common;
 
 use std::time::{Duration, Instant};
