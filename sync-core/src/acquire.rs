@@ -109,7 +109,12 @@ impl Acquisition {
                 Tried::Failed(error) => return Err(Some(error)),
             }
             if turn.is_none() {
-                turn = Some(self.inner.queue.enter(self.kind, &self.name).await);
+                turn = tokio::select! {
+                    biased;
+                    () = gone.cancelled() => return Err(None),
+                    () = self.inner.shared.closing.cancelled() => return Err(None),
+                    turn = self.inner.queue.enter(self.kind, &self.name) => Some(turn),
+                };
             }
         }
     }
@@ -126,12 +131,12 @@ impl Acquisition {
         let mut ticket: Option<Ticket> = None;
         let mut in_vain = 0;
         loop {
+            if entry.hold.revocation().is_some() || !entry.session.fresh().await {
+                return Tried::Again(self.leave(entry));
+            }
             if self.is_stopped(gone) {
                 give_up(entry);
                 return Tried::Stopped;
-            }
-            if entry.hold.revocation().is_some() || !entry.session.fresh().await {
-                return Tried::Again(self.leave(entry));
             }
             *tries += 1;
             let (claim, unanswered) = entry.attempting();

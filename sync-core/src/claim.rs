@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, StoreError};
 use crate::mutant;
 use crate::node::record_nonce;
 use crate::queue::Turn;
-use crate::revocation::{Cause, Hold, Revocation};
+use crate::revocation::{Cause, Hold};
 use crate::session::LiveSession;
 
 /// How long an unacknowledged end is repeated at the least.
@@ -346,10 +346,6 @@ impl Claimed {
         let shared = &entry.session.shared;
         let what = || shared.subject(verb, entry.claim().kind, entry.hold.name());
         let revocation = entry.hold.revoke(Cause::Released);
-        if revocation.cause == Cause::Closed {
-            let why = "the coordinator was shut down, which released it";
-            return Err(Error::new(ErrorKind::Closed, what(), why));
-        }
         if revocation.cause != Cause::Released || !entry.begin_end() {
             return Err(Error::lost(what(), revocation));
         }
@@ -382,12 +378,7 @@ impl Claimed {
 impl Claimed {
     /// The error that says why this was lost.
     pub(crate) fn into_lost(self, what: &str) -> Error {
-        match self.0.hold.revoke(Cause::Released) {
-            Revocation { cause: Cause::Closed, .. } => {
-                Error::new(ErrorKind::Closed, what, "the coordinator was shut down")
-            }
-            revocation => Error::lost(what, revocation),
-        }
+        Error::lost(what, self.0.hold.revoke(Cause::Released))
     }
 }
 

@@ -285,6 +285,11 @@ impl Shared {
         within(&*self.environment.clock, limit, work).await
     }
 
+    /// What the store says of a TTL, as far as it is to be believed: to count less is always safe.
+    pub(crate) fn believable(&self, ttl: Duration) -> Duration {
+        ttl.min(self.profile.longest_ttl)
+    }
+
     /// What an error says was being done.
     pub(crate) fn subject(&self, verb: &str, kind: Kind, name: &str) -> String {
         format!("{verb} {kind} {name:?} on {}", self.place())

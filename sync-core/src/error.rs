@@ -3,7 +3,7 @@
 use std::error::Error as StdError;
 use std::fmt;
 
-use crate::revocation::Revocation;
+use crate::revocation::{Cause, Revocation};
 
 type Source = Box<dyn StdError + Send + Sync>;
 
@@ -113,8 +113,13 @@ impl Error {
         self
     }
 
+    /// The error of somebody who wanted to use a claim that was revoked.
     pub(crate) fn lost(what: impl Into<String>, revocation: Revocation) -> Self {
-        let mut error = Self::new(ErrorKind::Lost, what, revocation.to_string());
+        let kind = match revocation.cause {
+            Cause::Closed => ErrorKind::Closed,
+            _ => ErrorKind::Lost,
+        };
+        let mut error = Self::new(kind, what, revocation.to_string());
         error.0.revocation = Some(revocation);
         error
     }

@@ -66,7 +66,8 @@ impl LiveSession {
     /// Opens a session and starts the task that drives it.
     pub(crate) async fn open(shared: &Arc<Shared>, ttl: Duration) -> Result<Arc<Self>, StoreError> {
         let sent = shared.now();
-        let session = shared.request(ttl, shared.backend.open(ttl)).await?;
+        let mut session = shared.request(ttl, shared.backend.open(ttl)).await?;
+        session.ttl = shared.believable(session.ttl);
         if let Err(why) = check_granted(shared, session.ttl) {
             // It ends by itself, and nothing was made on it.
             drop(shared.request(ttl, shared.backend.close(&session)).await);
@@ -128,7 +129,8 @@ impl LiveSession {
         self.wake.notify_one();
     }
 
-    /// Waits until so much is left that something may be granted; `false` if the session ended.
+    /// Waits until so much is left that something may be granted, or the coordinator is being shut
+    /// down; `false` if the session ended.
     pub(crate) async fn fresh(&self) -> bool {
         loop {
             let renewed = self.renewed.notified();
@@ -146,6 +148,7 @@ impl LiveSession {
             tokio::select! {
                 biased;
                 () = self.ended() => return false,
+                () = self.shared.closing.cancelled() => return true,
                 () = renewed => {}
                 // The task that would tell is gone if its runtime is.
                 () = self.shared.environment.clock.sleep_until(deadline) => return false,
@@ -188,7 +191,7 @@ impl LiveSession {
 
     /// Makes a grant visible, if by now it still counts. `sent` is when the attempt was.
     pub(crate) fn grant(&self, entry: &Arc<Entry>, grant: Grant, sent: Moment) -> bool {
-        let (token, ttl) = (grant.token, grant.ttl);
+        let (token, ttl) = (grant.token, grant.ttl.unwrap_or(self.session.ttl));
         entry.granted(grant);
         let mut state = self.state();
         let now = self.shared.now();
@@ -196,7 +199,7 @@ impl LiveSession {
             return false;
         }
         let sent = if mutant::on(mutant::DEADLINE_FROM_ANSWER) { now } else { sent };
-        let own = self.shared.margin.deadline(sent, ttl.unwrap_or(self.session.ttl));
+        let own = self.shared.margin.deadline(sent, self.shared.believable(ttl));
         let deadline = state.lease.deadline().unwrap_or(own);
         if !entry.hold.grant(token, deadline) {
             return false;
@@ -339,8 +342,8 @@ impl LiveSession {
         let state = self.state();
         let renew_at = if renewing { None } else { state.lease.renew_at() };
         let wakes = [renew_at, state.next_expiry, state.lease.deadline()];
-        // A moment in the past would spin: what was due has been done.
-        wakes.into_iter().flatten().map(|at| at.max(now)).min()
+        // What was due has been done; looking for it again would spin.
+        wakes.into_iter().flatten().filter(|at| *at > now).min()
     }
 
     fn begin_renewal(self: &Arc<Self>, now: Moment) -> Option<InFlight> {
@@ -391,7 +394,7 @@ impl LiveSession {
         let mut lost = Vec::new();
         {
             let mut state = self.state();
-            state.lease.renewed(now, sent, ttl);
+            state.lease.renewed(now, sent, self.shared.believable(ttl));
             let shared_deadline = state.lease.deadline();
             let answered = claims.len();
             for (nonce, renewed) in claims {
@@ -401,6 +404,7 @@ impl LiveSession {
                     Renewed::Extended(ttl)
                         if shared_deadline.is_none() && named.binary_search(&nonce).is_ok() =>
                     {
+                        let ttl = self.shared.believable(ttl);
                         entry.hold.extend(self.shared.margin.deadline(sent, ttl));
                     }
                     Renewed::Extended(_) => {}

@@ -1,0 +1,42 @@
+-- Ends a claim: gives it back, leaves its line, and with a life for the marker abandons it, so
+-- that no attempt of this nonce that is still on its way can take it.
+--
+-- KEYS  claim, holder, line, beat, void
+-- ARGV  nonce, place, life of the marker or '0', patience (us), prefix of the wake channels, news
+--
+-- Answers nonce, then `held`, `queued` or `nothing`: what there was to end.
+local function run()
+  local claim, line, beat = KEYS[1], KEYS[3], KEYS[4]
+  local nonce, place = ARGV[1], ARGV[2]
+  -- A key of another type is not ours, and neither is what stands in its line.
+  local owner = read('GET', claim)
+  local waiting = read('ZCARD', line)
+  if type(waiting) == 'table' then waiting = 0 end
+
+  local held = owner == nonce
+  if held then
+    redis.call('DEL', claim, KEYS[2])
+    dirty = true
+  end
+  if ARGV[3] ~= '0' then
+    redis.call('SET', KEYS[5], '1', 'PX', ARGV[3])
+    dirty = true
+  end
+  local queued = false
+  if waiting > 0 then
+    queued = redis.call('ZREM', line, place) == 1
+    dirty = true
+    redis.pcall('ZREM', beat, place)
+    -- A hint: whoever misses it looks by itself.
+    if held or (queued and not owner) then
+      local ok, first = pcall(function()
+        return first_in_line(line, beat, microseconds(), tonumber(ARGV[4]))
+      end)
+      if ok and first and #first == 65 then
+        redis.pcall('PUBLISH', ARGV[5] .. first:sub(1, 32), first:sub(34) .. ' ' .. claim)
+      end
+    end
+  end
+  if held and ARGV[6] == '1' then redis.pcall('PUBLISH', claim, 'ended') end
+  return {nonce, held and 'held' or queued and 'queued' or 'nothing'}
+end

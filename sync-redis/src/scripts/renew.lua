@@ -1,0 +1,18 @@
+-- Extends a claim that is still this nonce's.
+--
+-- KEYS  claim, holder, token
+-- ARGV  nonce, ttl, life of the token, token
+--
+-- Answers nonce, then `extended` with the PTTL that was left, or `lost`.
+local function run()
+  local claim = KEYS[1]
+  if read('GET', claim) ~= ARGV[1] then return {ARGV[1], 'lost'} end
+  local left = redis.call('PTTL', claim)
+  redis.call('PEXPIRE', claim, ARGV[2])
+  dirty = true
+  redis.call('PEXPIRE', KEYS[2], ARGV[2])
+  if redis.call('PEXPIRE', KEYS[3], ARGV[3]) == 0 then
+    redis.call('SET', KEYS[3], ARGV[4], 'PX', ARGV[3])
+  end
+  return {ARGV[1], 'extended', left}
+end

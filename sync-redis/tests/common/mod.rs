@@ -1,0 +1,375 @@
+//! A real server of one's own, and a coordinator's backend on it without the core in between.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use redis::{Connection, FromRedisValue};
+use sync_core::backend::{Attempt, Backend, Claim, Grant, Nonce, Session, Ticket};
+use sync_core::{Kind, Name, OsRng, Rng};
+use sync_redis::{Config, Options, Redis};
+use tempfile::TempDir;
+
+/// `redis-server`, or what `SYNC_TEST_REDIS_SERVER` names (`valkey-server`).
+pub(crate) fn server_program() -> String {
+    std::env::var("SYNC_TEST_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned())
+}
+
+/// A server with a directory of its own; it ends with the value.
+pub(crate) struct Server {
+    pub(crate) port: u16,
+    pub(crate) dir: TempDir,
+    arguments: Vec<String>,
+    child: Option<Child>,
+}
+
+impl Server {
+    pub(crate) fn start() -> Self {
+        Self::start_with(&["--save", "", "--appendonly", "no"])
+    }
+
+    /// Loses nothing when it is killed.
+    pub(crate) fn durable() -> Self {
+        Self::start_with(&["--save", "", "--appendonly", "yes", "--appendfsync", "always"])
+    }
+
+    pub(crate) fn start_with(arguments: &[&str]) -> Self {
+        let port = free_port();
+        let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        let dir = TempDir::new().unwrap();
+        let mut server = Self { port, dir, arguments, child: None };
+        server.restart();
+        server
+    }
+
+    pub(crate) fn restart(&mut self) {
+        self.kill();
+        let log = self.dir.path().join("log");
+        let program = server_program();
+        let child = Command::new(&program)
+            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
+            .arg("--dir")
+            .arg(self.dir.path())
+            .arg("--logfile")
+            .arg(&log)
+            .args(&self.arguments)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| {
+                panic!("{program} cannot be run ({error}): apt-get install redis-server")
+            });
+        self.child = Some(child);
+        let until = Instant::now() + Duration::from_secs(20);
+        while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            let log = std::fs::read_to_string(&log).unwrap_or_default();
+            assert!(Instant::now() < until, "{program} did not start: {log}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub(crate) fn add_argument(&mut self, argument: &str) {
+        self.arguments.push(argument.to_owned());
+    }
+
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    pub(crate) fn signal(&self, signal: &str) {
+        let pid = self.child.as_ref().unwrap().id().to_string();
+        let sent = Command::new("kill").args([signal, &pid]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn raw(&self) -> Connection {
+        let until = Instant::now() + Duration::from_secs(5);
+        loop {
+            match redis::Client::open(self.url()).unwrap().get_connection() {
+                Ok(connection) => return connection,
+                Err(error) => assert!(Instant::now() < until, "{error}"),
+            }
+        }
+    }
+
+    /// Runs a command as an operator would.
+    pub(crate) fn run<T: FromRedisValue>(&self, command: &str) -> T {
+        let mut words = command.split(' ');
+        let mut cmd = redis::cmd(words.next().unwrap());
+        for word in words {
+            cmd.arg(word);
+        }
+        cmd.query(&mut self.raw()).unwrap()
+    }
+
+    pub(crate) async fn backend(&self) -> Redis {
+        Config::new(self.url()).backend().await.unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Below the ports that the system hands out to clients, and different in each test binary.
+pub(crate) fn free_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let number = std::process::id() * 37 + NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = 12_000 + u16::try_from(number % 20_000).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+pub(crate) fn nonce() -> Nonce {
+    let mut bytes = [0; 16];
+    OsRng::new().fill(&mut bytes).unwrap();
+    Nonce::from_bytes(bytes)
+}
+
+pub(crate) fn name(name: &str) -> Name {
+    Name::parse(name).unwrap()
+}
+
+/// The record that a claim has here, as the core would write it.
+pub(crate) fn record(id: &str, nonce: Nonce) -> Vec<u8> {
+    format!(r#"{{"id":"{id}","nonce":"{}"}}"#, nonce.to_hex()).into_bytes()
+}
+
+pub(crate) fn claim(kind: Kind, of: &str, queue: bool) -> Claim {
+    let nonce = nonce();
+    Claim::new(kind, name(of), nonce, record("node", nonce).into(), queue)
+}
+
+pub(crate) fn lock(of: &str) -> Claim {
+    claim(Kind::Lock, of, true)
+}
+
+pub(crate) const TTL: Duration = Duration::from_secs(10);
+
+/// One session on a backend, as the core would drive it.
+pub(crate) struct Client {
+    pub(crate) redis: Arc<Redis>,
+    pub(crate) session: Session,
+}
+
+impl Client {
+    pub(crate) async fn new(server: &Server) -> Self {
+        Self::with_ttl(server, TTL).await
+    }
+
+    pub(crate) async fn with_ttl(server: &Server, ttl: Duration) -> Self {
+        Self::on(server.backend().await, ttl).await
+    }
+
+    pub(crate) async fn on(redis: Redis, ttl: Duration) -> Self {
+        let session = redis.open(ttl).await.unwrap();
+        Self { redis: Arc::new(redis), session }
+    }
+
+    pub(crate) async fn attempt(&self, claim: &Claim) -> Attempt {
+        self.redis.try_claim(&self.session, claim, None, false).await.unwrap()
+    }
+
+    pub(crate) async fn held(&self, claim: &Claim) -> Grant {
+        match self.attempt(claim).await {
+            Attempt::Held(grant) => grant,
+            other => panic!("not held: {other:?}"),
+        }
+    }
+
+    pub(crate) async fn blocked(&self, claim: &Claim) -> Ticket {
+        match self.attempt(claim).await {
+            Attempt::Blocked(ticket) => ticket,
+            other => panic!("not blocked: {other:?}"),
+        }
+    }
+
+    pub(crate) async fn end(&self, claim: &Claim) -> sync_core::backend::Ended {
+        self.redis.end(&self.session, claim, None, false).await.unwrap()
+    }
+
+    pub(crate) async fn abandon(&self, claim: &Claim) -> sync_core::backend::Ended {
+        self.redis.end(&self.session, claim, None, true).await.unwrap()
+    }
+
+    /// Tries as the core does until the claim is held.
+    pub(crate) async fn acquire(&self, claim: &Claim) -> Grant {
+        let mut ticket = None;
+        loop {
+            match self.redis.try_claim(&self.session, claim, ticket.as_ref(), false).await {
+                Ok(Attempt::Held(grant)) => return grant,
+                Ok(Attempt::Blocked(place)) => {
+                    let look = place.look_after.unwrap();
+                    let wait = self.redis.wait(&self.session, claim, &place);
+                    let _ = tokio::time::timeout(look, wait).await;
+                    ticket = Some(place);
+                }
+                Ok(other) => panic!("{other:?}"),
+                Err(error) => assert!(error.is_transient(), "{error}"),
+            }
+        }
+    }
+}
+
+/// Runs `work` as the core does: bounded, and dropped when the time is over.
+pub(crate) async fn bounded<T>(work: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(Duration::from_millis(500), work).await.ok()
+}
+
+/// Repeats `work` as the core does until it succeeds.
+pub(crate) async fn eventually<T, E>(
+    limit: Duration,
+    mut work: impl AsyncFnMut() -> Result<T, E>,
+) -> T {
+    let until = Instant::now() + limit;
+    loop {
+        if let Some(Ok(done)) = bounded(work()).await {
+            return done;
+        }
+        assert!(Instant::now() < until, "it did not come about within {limit:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// What stands between a client and its server.
+pub(crate) struct Proxy {
+    pub(crate) port: u16,
+    mode: Arc<Mutex<Mode>>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Mode {
+    Pass,
+    /// Connections of an earlier number hear nothing more.
+    SilentBefore(usize),
+    /// Each answer comes after the one before it has come once more.
+    Double,
+}
+
+impl Proxy {
+    pub(crate) async fn to(server: &Server) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (mode, to) = (Arc::new(Mutex::new(Mode::Pass)), server.port);
+        let modes = Arc::clone(&mode);
+        tokio::spawn(async move {
+            let mut number = 0;
+            while let Ok((client, _)) = listener.accept().await {
+                number += 1;
+                let server = tokio::net::TcpStream::connect(("127.0.0.1", to)).await.unwrap();
+                tokio::spawn(carry(number, client, server, Arc::clone(&modes)));
+            }
+        });
+        Self { port, mode }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// All connections but those yet to come fall silent.
+    pub(crate) fn silence_first(&self, number: usize) {
+        *self.mode.lock().unwrap() = Mode::SilentBefore(number + 1);
+    }
+
+    pub(crate) fn double_answers(&self) {
+        *self.mode.lock().unwrap() = Mode::Double;
+    }
+
+    pub(crate) fn pass(&self) {
+        *self.mode.lock().unwrap() = Mode::Pass;
+    }
+}
+
+async fn carry(
+    number: usize,
+    client: tokio::net::TcpStream,
+    server: tokio::net::TcpStream,
+    mode: Arc<Mutex<Mode>>,
+) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    tokio::spawn(async move {
+        let _ = tokio::io::copy(&mut from_client, &mut to_server).await;
+    });
+    let mut buffer = vec![0; 1 << 16];
+    let mut before = Vec::new();
+    while let Ok(bytes @ 1..) = from_server.read(&mut buffer).await {
+        let mode = *mode.lock().unwrap();
+        if mode == Mode::Double {
+            to_client.write_all(&before).await.unwrap();
+        }
+        before = buffer[..bytes].to_vec();
+        let silent = matches!(mode, Mode::SilentBefore(first) if number < first);
+        if !silent && to_client.write_all(&before).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Everything that is logged by this thread, as text.
+pub(crate) fn capture_logs() -> (Log, tracing::subscriber::DefaultGuard) {
+    let log = Log::default();
+    let guard = tracing::subscriber::set_default(log.clone());
+    (log, guard)
+}
+
+#[derive(Clone, Default)]
+pub(crate) struct Log(Arc<Mutex<String>>);
+
+impl Log {
+    pub(crate) fn text(&self) -> String {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+impl tracing::Subscriber for Log {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, span: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        self.0.lock().unwrap().push_str(&format!("span {:?}\n", span.values()));
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, values: &tracing::span::Record<'_>) {
+        self.0.lock().unwrap().push_str(&format!("{values:?}\n"));
+    }
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        self.0.lock().unwrap().push_str(&format!("{} {event:?}\n", event.metadata().level()));
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+/// Where a test's own files are, under its server's directory.
+pub(crate) fn path(server: &Server, file: &str) -> PathBuf {
+    server.dir.path().join(file)
+}
+
+pub(crate) fn options(namespace: &str) -> Options {
+    Options::new().namespace(namespace)
+}
