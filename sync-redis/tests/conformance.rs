@@ -1,0 +1,57 @@
+//! The shared suite against a real Redis or Valkey.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use redis::{AsyncCommands, Client};
+use sync_conformance::{Failed, Server, Store, Tamper, server, store};
+use sync_core::{Backend, Error, Options};
+use sync_redis::Config;
+
+struct Redis;
+
+#[async_trait]
+impl Store for Redis {
+    fn name(&self) -> &str {
+        "redis"
+    }
+
+    async fn start(&self) -> Result<Server, Failed> {
+        match server::external("SYNC_TEST_REDIS")? {
+            Some(server) => Ok(server),
+            None => {
+                server::redis(&["--appendonly", "yes", "--appendfsync", "always"]).start().await
+            }
+        }
+    }
+
+    async fn connect(&self, url: &str, options: &Options) -> Result<Arc<dyn Backend>, Error> {
+        Ok(Arc::new(Config::new(url).options(options.clone()).backend().await?))
+    }
+
+    async fn leftovers(&self, url: &str, namespace: &str) -> Result<Vec<String>, Failed> {
+        let mut redis = Client::open(url)?.get_multiplexed_async_connection().await?;
+        let keys: Vec<String> = redis.keys(format!("{}:*", namespace.replace('/', ":"))).await?;
+        let stays = |key: &str| key.ends_with(":token") || key.contains(":void:");
+        Ok(keys.into_iter().filter(|key| !stays(key)).collect())
+    }
+
+    fn tampers(&self) -> &[Tamper] {
+        &[Tamper::Delete, Tamper::Overwrite]
+    }
+
+    async fn tamper(&self, url: &str, key: &str, how: Tamper) -> Result<(), Failed> {
+        let mut redis = Client::open(url)?.get_multiplexed_async_connection().await?;
+        match how {
+            Tamper::Delete => redis.del::<_, ()>(key).await?,
+            Tamper::Overwrite => redis.set_ex::<_, _, ()>(key, store::FOREIGN, 60).await?,
+            _ => Err(format!("not possible here: {how:?}"))?,
+        }
+        Ok(())
+    }
+}
+
+fn main() -> ExitCode {
+    sync_conformance::main(Redis)
+}
