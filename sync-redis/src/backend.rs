@@ -458,12 +458,14 @@ fn sighting(mut reply: Reply) -> Result<Sighting, StoreError> {
     else {
         return Err(reply.unexpected());
     };
-    let version = Version::new([&value, &b"\n"[..], &record].concat());
     let nonce = std::str::from_utf8(&value).ok().and_then(Nonce::from_hex);
-    let holder = if nonce.is_some() && record_nonce(&record) == nonce {
-        Sighted { record, token: token.parse().ok().map(FencingToken::new) }
+    let (version, holder) = if nonce.is_some() && record_nonce(&record) == nonce {
+        let token = token.parse().ok().map(FencingToken::new);
+        // As a grant has it; the nonce in the record tells acquisitions apart.
+        (Version::new(record.clone()), Sighted { record, token })
     } else {
-        Sighted { record: value, token: None }
+        let version = Version::new([&b"foreign\n"[..], &value, b"\n", &record].concat());
+        (version, Sighted { record: value, token: None })
     };
     Ok(Sighting { version, holder: Some(holder) })
 }
