@@ -6,10 +6,12 @@
 //!
 //! # What the core does with a backend
 //!
-//! * It bounds every call by a time of its own and then **drops the call's future**. It drops for
-//!   no other reason: a caller that goes away does not interrupt a request. A dropped call counts
-//!   as unanswered, so a backend needs no time limits of its own, but should distrust the
-//!   connection that a dropped call was using.
+//! * It bounds every call by a time of its own and then **drops the call's future**: a caller that
+//!   goes away does not interrupt a request. A dropped call counts as unanswered, so a backend
+//!   needs no time limits of its own, but should distrust the connection that a dropped call was
+//!   using. [`wait`](Backend::wait) and [`watch`](Backend::watch) are dropped at any time, and
+//!   [`renew`](Backend::renew) when its session is to be closed: that says nothing of the
+//!   connection.
 //! * It has at most one [`renew`](Backend::renew) of a session under way, and for each claim at
 //!   most one of [`try_claim`](Backend::try_claim), [`update`](Backend::update) and
 //!   [`end`](Backend::end).
@@ -77,6 +79,10 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     async fn open(&self, ttl: Duration) -> Result<Session, StoreError>;
 
     /// Closes a session and frees what it held. Closing one that has ended is a success.
+    ///
+    /// It is the last call about the session and about every claim that was made on it: claims
+    /// of a session that has ended get no [`end`](Backend::end). Where a store punishes a session
+    /// that ends while it holds (Consul's lock-delay), what it still holds is to be freed first.
     async fn close(&self, session: &Session) -> Result<(), StoreError>;
 
     /// Renews a session and what is held on it, in as few requests as the store allows.
@@ -144,9 +150,6 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     fn losses(&self, session: &Session) -> Losses;
 
     /// Who holds the name now: a read that misses nothing which was acknowledged before it.
-    ///
-    /// The version of a held claim must be the one that a [`Grant`] or [`Updated::Done`] named for
-    /// that record: the core reads it back after a change whose answer never came.
     async fn holder(&self, kind: Kind, name: &Name) -> Result<Sighting, StoreError>;
 
     /// Resolves with the next sighting whose version differs from `seen`. Intermediate ones may be
@@ -520,7 +523,9 @@ pub enum Renewed {
 pub enum Updated {
     /// The record was changed (or was the same already): its version now.
     Done(Version),
-    /// The claim is no longer this nonce's, or the record is not at that version.
+    /// The claim is this nonce's, but another version stands there: this one.
+    Stale(Version),
+    /// The claim is no longer this nonce's.
     NotOurs,
 }
 

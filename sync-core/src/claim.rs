@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::{Claim, Ended, Expiry, Grant, Held, Nonce, Updated};
@@ -11,7 +12,6 @@ use crate::backoff::Backoff;
 use crate::carried::Carried;
 use crate::error::{Error, ErrorKind, StoreError};
 use crate::mutant;
-use crate::node::record_nonce;
 use crate::queue::Turn;
 use crate::revocation::{Cause, Hold};
 use crate::session::LiveSession;
@@ -30,6 +30,8 @@ pub(crate) struct Entry {
     ending: AtomicBool,
     /// A body runs under the claim, and whoever runs it ends the claim once it has ended.
     has_body: AtomicBool,
+    /// The store refuses to end it.
+    refused: Notify,
     /// The loss has been logged.
     mourned: AtomicBool,
     /// At most one call to the store about this claim at a time.
@@ -44,8 +46,6 @@ struct State {
     attempted: bool,
     /// Some attempt was never answered.
     unanswered: bool,
-    /// The answer to a change of the record never came: what stands there is not known.
-    version_unknown: bool,
     turn: Option<Turn>,
     /// Why the end has not been acknowledged so far.
     trouble: Option<StoreError>,
@@ -68,12 +68,12 @@ impl Entry {
                 grant: None,
                 attempted: false,
                 unanswered: false,
-                version_unknown: false,
                 turn: None,
                 trouble: None,
             }),
             ending: AtomicBool::new(false),
             has_body: AtomicBool::new(false),
+            refused: Notify::new(),
             mourned: AtomicBool::new(false),
             calling: tokio::sync::Mutex::new(()),
         }
@@ -122,6 +122,11 @@ impl Entry {
         let grant = state.grant.clone()?;
         (self.hold.is_granted() && self.hold.is_valid())
             .then(|| Held { claim: Arc::clone(&state.claim), grant })
+    }
+
+    /// Whether its end has begun.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Acquire)
     }
 
     /// Claims the right to end this; true for the first caller alone.
@@ -200,9 +205,10 @@ impl Entry {
         let told = unanswered && !mutant::on(mutant::PLAIN_RELEASE);
         let shared = &self.session.shared;
         let clock = &*shared.environment.clock;
-        let give_up = clock.now() + (self.session.ttl() * 4).max(SHORTEST_CLEAN_UP);
+        let began = clock.now();
+        let give_up = began + (self.session.ttl() * 4).max(SHORTEST_CLEAN_UP);
         let mut backoff = Backoff::new();
-        let mut repeated = false;
+        let (mut repeated, mut refused) = (false, false);
         loop {
             if self.session.has_ended() && shared.profile.expiry == Expiry::Session {
                 // The session's own end frees everything that was made on it.
@@ -215,12 +221,22 @@ impl Entry {
                 Err(error) => error,
             };
             repeated |= !error.settled();
-            // Where the session lives on, what is left on it would do so too.
-            if clock.now() >= give_up && shared.profile.expiry == Expiry::Claim {
+            let overdue = clock.now() >= give_up;
+            // Where the session lives on, what is left on it would do so too; where it is about to
+            // be closed, that ends what is left.
+            let closing = self.session.only_waits_for_ends()
+                && (!error.is_transient() || clock.now() >= began + shared.options.release_timeout);
+            if closing || (overdue && shared.profile.expiry == Expiry::Claim) {
                 return Err(error);
             }
-            tracing::debug!(name = self.hold.name(), %error, "not ended yet");
+            if !error.is_transient() && !refused {
+                refused = true;
+                tracing::warn!(name = self.hold.name(), %error, "cannot be ended; trying on");
+            }
             self.state().trouble = Some(error);
+            if refused {
+                self.refused.notify_one();
+            }
             let again = clock.now() + backoff.next(&shared.environment);
             tokio::select! {
                 biased;
@@ -254,10 +270,9 @@ impl Entry {
                     self.lost(Cause::Key);
                     continue;
                 }
-                Ok(Changed::Meanwhile) => StoreError::refused(
-                    ErrorKind::Unreachable,
-                    "the record that stands there changes all the time",
-                ),
+                Ok(Changed::Meanwhile) => {
+                    StoreError::refused(ErrorKind::Unreachable, "the record changes all the time")
+                }
                 Err(error) => error,
             };
             if !error.is_transient() || clock.now() >= give_up {
@@ -269,45 +284,23 @@ impl Entry {
 
     async fn try_update(&self, claim: &Arc<Claim>) -> Result<Changed, StoreError> {
         let shared = &self.session.shared;
-        let (session, ttl) = (&self.session.session, self.session.ttl());
-        let (known, version_unknown) = {
-            let state = self.state();
-            (state.grant.clone(), state.version_unknown)
-        };
-        let Some(mut grant) = known else {
+        let Some(grant) = self.state().grant.clone() else {
             return Ok(Changed::Lost);
         };
-        if version_unknown {
-            let call = shared.backend.holder(claim.kind, &claim.name);
-            let sighting = shared.request(ttl, call).await?;
-            let ours = sighting.holder.is_some_and(|seen| {
-                record_nonce(&seen.record) == Some(self.nonce)
-                    && seen.token.is_none_or(|token| token == grant.token)
-            });
-            if !ours {
-                return Ok(Changed::Lost);
-            }
-            grant.version = sighting.version;
-        }
-        let answer = shared.request(ttl, shared.backend.update(session, claim, &grant)).await;
+        let call = shared.backend.update(&self.session.session, claim, &grant);
+        let answer = shared.request(self.session.ttl(), call).await?;
         let mut state = self.state();
-        match answer {
-            Ok(Updated::Done(version)) => {
-                state.version_unknown = false;
+        let (version, changed) = match answer {
+            Updated::Done(version) => {
                 state.claim = Arc::clone(claim);
-                state.grant = Some(Grant { version, ..grant });
-                Ok(Changed::Done)
+                (version, Changed::Done)
             }
-            Ok(Updated::NotOurs) => {
-                // An earlier change of our own may have arrived only now.
-                state.version_unknown = true;
-                Ok(Changed::Meanwhile)
-            }
-            Err(error) => {
-                state.version_unknown |= !error.settled();
-                Err(error)
-            }
-        }
+            // An earlier change of our own, whose answer never came.
+            Updated::Stale(version) => (version, Changed::Meanwhile),
+            Updated::NotOurs => return Ok(Changed::Lost),
+        };
+        state.grant = Some(Grant { version, ..grant });
+        Ok(changed)
     }
 
     /// The holder's wall clock when it asked, as the record says.
@@ -329,7 +322,7 @@ enum Changed {
     Done,
     /// The claim is no longer ours.
     Lost,
-    /// Another version stands there: to be read.
+    /// Another version stands there, which is known now.
     Meanwhile,
 }
 
@@ -351,7 +344,14 @@ impl Claimed {
         }
         let end = Arc::clone(&entry).end();
         let end = Carried::new(shared.runtime.clone(), CancellationToken::new(), end);
-        match shared.within(shared.options.release_timeout, end).await {
+        let answer = async {
+            tokio::select! {
+                biased;
+                ended = end => Some(ended),
+                () = entry.refused.notified() => None,
+            }
+        };
+        match shared.within(shared.options.release_timeout, answer).await.flatten() {
             Some(Ok(Ended::Released)) => {
                 tracing::debug!(name = entry.hold.name(), "released");
                 Ok(())

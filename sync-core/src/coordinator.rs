@@ -83,7 +83,8 @@ impl Coordinator {
                 sightings: Sightings::new(Arc::clone(&shared)),
                 shared,
                 queue: Arc::new(LocalQueue::default()),
-                sessions: Mutex::new(BTreeMap::new()),
+                usual: Arc::default(),
+                others: Mutex::default(),
                 opened: Mutex::new(Vec::new()),
                 opening: tokio::sync::RwLock::new(()),
             }),
@@ -120,10 +121,12 @@ impl Coordinator {
         let all_closed = async {
             // One that is being opened now is closed like the others.
             let _nothing_opens = opening.write().await;
+            let mut outcome = Ok(());
             for session in self.inner.shut_sessions() {
-                session.closed().await.map_err(|error| error.to_string())?;
+                let closed = session.closed().await.map_err(|error| error.to_string());
+                outcome = outcome.and(closed);
             }
-            Ok(())
+            outcome
         };
         let limit = shared.options.release_timeout;
         let why = match shared.within(limit, all_closed).await {
@@ -152,7 +155,10 @@ pub(crate) struct Inner {
     pub(crate) shared: Arc<Shared>,
     pub(crate) queue: Arc<LocalQueue>,
     pub(crate) sightings: Sightings,
-    sessions: Mutex<BTreeMap<Duration, Arc<SessionSlot>>>,
+    /// The place of the session with the coordinator's own TTL.
+    usual: Arc<SessionSlot>,
+    /// Those of other TTLs, each for as long as a handle uses it.
+    others: Mutex<BTreeMap<Duration, Weak<SessionSlot>>>,
     /// Every session that was opened and may not be closed yet.
     opened: Mutex<Vec<Weak<LiveSession>>>,
     /// Shared by those who open a session.
@@ -162,8 +168,17 @@ pub(crate) struct Inner {
 impl Inner {
     /// The place of the session that all handles with this TTL share.
     pub(crate) fn slot(&self, ttl: Duration) -> Arc<SessionSlot> {
-        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(sessions.entry(ttl).or_default())
+        if ttl == self.shared.options.ttl {
+            return Arc::clone(&self.usual);
+        }
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        others.retain(|_, slot| slot.strong_count() > 0);
+        if let Some(slot) = others.get(&ttl).and_then(Weak::upgrade) {
+            return slot;
+        }
+        let slot = Arc::default();
+        others.insert(ttl, Arc::downgrade(&slot));
+        slot
     }
 
     /// Ends everything on the sessions that are open, and has them closed once nothing is left.
@@ -218,11 +233,11 @@ impl SessionSlot {
             return Ok(session);
         }
         let _not_while_shutting_down = inner.opening.read().await;
+        if inner.shared.closing.is_cancelled() {
+            return Err(StoreError::unsent("the coordinator is being shut down"));
+        }
         let session = LiveSession::open(&inner.shared, ttl).await?;
         inner.note_opened(&session);
-        if inner.shared.closing.is_cancelled() {
-            session.retire();
-        }
         let before = self.current().replace(Arc::clone(&session));
         if let Some(before) = before {
             before.retire();

@@ -205,6 +205,14 @@ impl StoreError {
         Self { kind, settled: false, reason: reason.into(), advice: None, source: None }
     }
 
+    /// The same, but some of it may have been applied, or may be applied yet: an attempt of
+    /// several requests, of which a later one was refused.
+    #[must_use]
+    pub fn unsettled(mut self) -> Self {
+        self.settled = false;
+        self
+    }
+
     /// Adds what to do about it.
     #[must_use]
     pub fn advise(mut self, advice: impl Into<String>) -> Self {

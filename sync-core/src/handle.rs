@@ -24,20 +24,27 @@ pub(crate) struct Wanting {
     pub(crate) inner: Arc<Inner>,
     kind: Kind,
     id: String,
-    ttl: Option<Duration>,
+    ttl: Duration,
     wait: Option<Duration>,
     node: Option<Node>,
-    /// The place of a session that this handle and its clones have for themselves.
-    dedicated: Option<Arc<SessionSlot>>,
+    /// The place of the session that is used.
+    slot: Arc<SessionSlot>,
+    /// Whether this handle and its clones have that session for themselves.
+    dedicated: bool,
 }
 
 impl Wanting {
     pub(crate) fn new(inner: Arc<Inner>, kind: Kind, id: String) -> Self {
-        Self { inner, kind, id, ttl: None, wait: None, node: None, dedicated: None }
+        let ttl = inner.shared.options.ttl;
+        let slot = inner.slot(ttl);
+        Self { inner, kind, id, ttl, wait: None, node: None, slot, dedicated: false }
     }
 
     pub(crate) fn ttl(mut self, ttl: Duration) -> Self {
-        self.ttl = Some(ttl);
+        self.ttl = ttl;
+        if !self.dedicated {
+            self.slot = self.inner.slot(ttl);
+        }
         self
     }
 
@@ -52,7 +59,7 @@ impl Wanting {
     }
 
     pub(crate) fn dedicated_session(mut self) -> Self {
-        self.dedicated = Some(Arc::default());
+        (self.slot, self.dedicated) = (Arc::default(), true);
         self
     }
 
@@ -100,6 +107,7 @@ impl Wanting {
                 Some(outcome) => outcome,
                 None => Err(match progress.trouble() {
                     Some(error) => Error::from_store(self.what(self.verb()), error),
+                    None if self.is_being_given_back() => self.not_given_back(),
                     None => self.used_up(wait),
                 }),
             },
@@ -123,6 +131,7 @@ impl Wanting {
             }
             match turn {
                 Some(turn) => self.carry(acquisition, turn).await,
+                None if queue.is_about_to_be_free(self.kind, name) => Err(self.not_given_back()),
                 None => Ok(None),
             }
         })
@@ -157,12 +166,22 @@ impl Wanting {
         Error::new(ErrorKind::Timeout, self.what(self.verb()), why)
     }
 
+    /// Whether this process itself has not got an answer yet to giving the name back.
+    fn is_being_given_back(&self) -> bool {
+        let name = Name::parse(&self.id);
+        name.is_ok_and(|name| self.inner.queue.is_ending(self.kind, &name))
+    }
+
+    fn not_given_back(&self) -> Error {
+        let why = "the store has not confirmed yet that this process gave it back";
+        Error::new(ErrorKind::Unknown, self.what(self.verb()), why)
+    }
+
     /// Everything that can be refused before anything is sent.
     fn acquisition(&self, queue: bool) -> Result<Acquisition, Error> {
         let Inner { shared, .. } = &*self.inner;
         let invalid = |why| Error::new(ErrorKind::Invalid, self.what(self.verb()), why);
-        let ttl = self.ttl.unwrap_or(shared.options.ttl);
-        check_ttl(ttl, shared.margin, &shared.profile).map_err(invalid)?;
+        check_ttl(self.ttl, shared.margin, &shared.profile).map_err(invalid)?;
         let name = self.name(self.verb())?;
         let default = || shared.options.node.clone().unwrap_or_default();
         let node = self.node.clone().unwrap_or_else(default);
@@ -170,11 +189,11 @@ impl Wanting {
         node::encode(&node, shared.environment.clock.wall(), &length_of_any).map_err(invalid)?;
         Ok(Acquisition {
             inner: Arc::clone(&self.inner),
-            slot: self.dedicated.clone().unwrap_or_else(|| self.inner.slot(ttl)),
+            slot: Arc::clone(&self.slot),
             kind: self.kind,
             name,
             node,
-            ttl,
+            ttl: self.ttl,
             queue,
             progress: Arc::default(),
         })

@@ -428,7 +428,7 @@ impl Backend for Memory {
         };
         if holding.seat.record != claim.record {
             if version(holding.version) != grant.version {
-                return Ok(Updated::NotOurs);
+                return Ok(Updated::Stale(version(holding.version)));
             }
             holding.seat.record = Arc::clone(&claim.record);
             *count += 1;

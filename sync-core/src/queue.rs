@@ -55,6 +55,12 @@ impl LocalQueue {
         Some(turn)
     }
 
+    /// Whether the one who has the turn is giving the name back already.
+    pub(crate) fn is_ending(&self, kind: Kind, name: &Name) -> bool {
+        let lines = self.lines();
+        lines.get(&(kind, name.clone())).is_some_and(|line| line.ending.load(Ordering::Acquire))
+    }
+
     /// Whether the one who has the turn is giving the name back already, and nobody waits for it.
     pub(crate) fn is_about_to_be_free(&self, kind: Kind, name: &Name) -> bool {
         self.lines().get(&(kind, name.clone())).is_none_or(|line| {

@@ -1,7 +1,7 @@
 //! One session for all claims of a coordinator with the same TTL: renewed by one task, and the
 //! place from which losses are told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -103,9 +103,18 @@ impl LiveSession {
     /// Whether new claims with this TTL may use it.
     pub(crate) fn serves(&self, ttl: Duration) -> bool {
         self.asked == ttl
-            && !self.retired.load(Ordering::Acquire)
+            && !self.is_retired()
             && !self.has_ended()
             && self.state().lease.valid(self.shared.now())
+    }
+
+    /// Whether closing it would end nothing that is not ending already.
+    pub(crate) fn only_waits_for_ends(&self) -> bool {
+        self.is_retired() && self.state().claims.values().all(|entry| entry.is_ending())
+    }
+
+    fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
     }
 
     pub(crate) fn has_ended(&self) -> bool {
@@ -171,7 +180,7 @@ impl LiveSession {
     pub(crate) fn leave(&self, nonce: Nonce) {
         let mut state = self.state();
         state.claims.remove(&nonce);
-        if state.claims.is_empty() && self.retired.load(Ordering::Acquire) {
+        if state.claims.is_empty() && self.is_retired() {
             self.wake.notify_one();
         }
     }
@@ -271,7 +280,7 @@ impl LiveSession {
     /// Whether nothing is left to drive.
     fn is_over(&self, now: Moment) -> bool {
         let mut state = self.state();
-        !state.lease.valid(now) || (self.retired.load(Ordering::Acquire) && state.claims.is_empty())
+        !state.lease.valid(now) || (self.is_retired() && state.claims.is_empty())
     }
 
     /// Ends the session in the store. Everything on it has ended by now.
@@ -411,8 +420,8 @@ impl LiveSession {
                 }
             }
             if let Some(deadline) = shared_deadline {
-                let is_lost = |entry: &Arc<Entry>| lost.iter().any(|l| l.nonce == entry.nonce);
-                for entry in state.claims.values().filter(|entry| !is_lost(entry)) {
+                let lost: BTreeSet<Nonce> = lost.iter().map(|entry| entry.nonce).collect();
+                for entry in state.claims.values().filter(|entry| !lost.contains(&entry.nonce)) {
                     entry.hold.extend(deadline);
                 }
             }
@@ -452,11 +461,10 @@ impl LiveSession {
     }
 
     fn on_claim_lost(&self, entry: &Arc<Entry>) {
-        if entry.held().is_some() {
+        // Not granted yet: whoever is acquiring will find that it cannot be.
+        entry.hold.revoke(Cause::Key);
+        if entry.hold.is_granted() {
             entry.lost(Cause::Key);
-        } else {
-            // Not granted yet: whoever is acquiring will find that it cannot be.
-            entry.hold.revoke(Cause::Key);
         }
     }
 

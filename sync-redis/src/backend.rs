@@ -313,8 +313,12 @@ impl Backend for Redis {
         push_keys(&mut call, &key, &[":holder"]);
         call.arg(&nonce).arg(known).arg(&*claim.record).arg(news(claim.kind));
         let mut link = self.connector.link().await?;
-        let reply = script::UPDATE.run(&mut link, &call, &nonce).await?;
+        let mut reply = script::UPDATE.run(&mut link, &call, &nonce).await?;
         match reply.status() {
+            "stale" => match reply.bytes() {
+                Some(record) => Ok(Updated::Stale(Version::new(record))),
+                None => Err(reply.unexpected()),
+            },
             "done" => Ok(Updated::Done(Version::new(Arc::clone(&claim.record)))),
             "other" => Ok(Updated::NotOurs),
             _ => Err(reply.unexpected()),

@@ -3,13 +3,13 @@
 -- KEYS  claim, holder
 -- ARGV  nonce, known record, new record, news
 --
--- Answers nonce, then `done` or `other`.
+-- Answers nonce, then `done`, `other`, or `stale` with the record that stands there.
 local function run()
   local claim, holder = KEYS[1], KEYS[2]
   if redis.call('GET', claim) ~= ARGV[1] then return {ARGV[1], 'other'} end
   local record = redis.call('GET', holder)
   if record == ARGV[3] then return {ARGV[1], 'done'} end
-  if record and record ~= ARGV[2] then return {ARGV[1], 'other'} end
+  if record and record ~= ARGV[2] then return {ARGV[1], 'stale', record} end
   redis.call('SET', holder, ARGV[3], 'PX', math.max(redis.call('PTTL', claim), 1))
   dirty = true
   if ARGV[4] == '1' then redis.pcall('PUBLISH', claim, 'changed') end
