@@ -211,7 +211,7 @@ impl Acquisition {
     fn hold(&self, entry: &Arc<Entry>, grant: Grant, sent: Moment) -> Option<Tried> {
         if entry.session.grant(entry, grant, sent) {
             tracing::debug!(name = entry.hold.name(), token = entry.hold.token().get(), "granted");
-            return Some(Tried::Held(Claimed(Arc::clone(entry))));
+            return Some(Tried::Held(Claimed::new(Arc::clone(entry), Arc::clone(&self.slot))));
         }
         if entry.hold.revocation().is_none()
             && !entry.session.has_ended()

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::{Claim, Ended, Expiry, Grant, Held, Nonce, Updated};
 use crate::backoff::Backoff;
 use crate::carried::Carried;
+use crate::coordinator::SessionSlot;
 use crate::error::{Error, ErrorKind, StoreError};
 use crate::mutant;
 use crate::queue::Turn;
@@ -326,16 +327,24 @@ enum Changed {
     Meanwhile,
 }
 
-/// What a guard owns: dropping it gives the claim back in the background.
+/// What a guard owns: dropping it gives the claim back in the background. While it lives, others
+/// with its TTL share its session.
 #[derive(Debug)]
-pub(crate) struct Claimed(pub(crate) Arc<Entry>);
+pub(crate) struct Claimed {
+    pub(crate) entry: Arc<Entry>,
+    _session: Arc<SessionSlot>,
+}
 
 impl Claimed {
+    pub(crate) fn new(entry: Arc<Entry>, session: Arc<SessionSlot>) -> Self {
+        Self { entry, _session: session }
+    }
+
     /// Gives the claim back and waits for the store to say so, within the release timeout.
     ///
     /// Dropping the future does not stop it.
     pub(crate) async fn release(self, verb: &'static str) -> Result<(), Error> {
-        let entry = Arc::clone(&self.0);
+        let entry = Arc::clone(&self.entry);
         let shared = &entry.session.shared;
         let what = || shared.subject(verb, entry.claim().kind, entry.hold.name());
         let revocation = entry.hold.revoke(Cause::Released);
@@ -378,15 +387,15 @@ impl Claimed {
 impl Claimed {
     /// The error that says why this was lost.
     pub(crate) fn into_lost(self, what: &str) -> Error {
-        Error::lost(what, self.0.hold.revoke(Cause::Released))
+        Error::lost(what, self.entry.hold.revoke(Cause::Released))
     }
 }
 
 impl Drop for Claimed {
     fn drop(&mut self) {
-        self.0.hold.revoke(Cause::Released);
-        if self.0.begin_end() {
-            self.0.spawn_end();
+        self.entry.hold.revoke(Cause::Released);
+        if self.entry.begin_end() {
+            self.entry.spawn_end();
         }
     }
 }

@@ -231,7 +231,7 @@ impl Wanting {
             let waited = clock.now().since(began);
             span.record("waited_ms", u64::try_from(waited.as_millis()).unwrap_or(u64::MAX));
             if let Ok(Some(claimed)) = &outcome {
-                span.record("token", claimed.0.hold.token().get());
+                span.record("token", claimed.entry.hold.token().get());
             }
         }
         outcome

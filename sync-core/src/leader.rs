@@ -256,7 +256,7 @@ impl Leader {
     fn elected(&self, claimed: Claimed) -> Elected {
         let mut elected = self.part.elected.lock().unwrap_or_else(PoisonError::into_inner);
         elected.retain(Hold::is_valid);
-        elected.push(claimed.0.hold.clone());
+        elected.push(claimed.entry.hold.clone());
         Elected { claimed }
     }
 }
@@ -305,7 +305,7 @@ impl Elected {
     /// A view that can be cloned and outlives the leadership.
     #[must_use]
     pub fn hold(&self) -> Hold {
-        self.claimed.0.hold.clone()
+        self.claimed.entry.hold.clone()
     }
 
     /// Changes what others read of the leader, without a new token.
@@ -319,7 +319,7 @@ impl Elected {
     /// # Cancel safety
     /// Dropping the future does not stop it.
     pub async fn update(&self, node: Node) -> Result<(), Error> {
-        let entry = Arc::clone(&self.claimed.0);
+        let entry = Arc::clone(&self.claimed.entry);
         let shared = Arc::clone(&entry.session.shared);
         let since = entry.since();
         let change = entry.update(move |nonce| node::encode(&node, since, &nonce));
@@ -343,7 +343,7 @@ impl Deref for Elected {
     type Target = Hold;
 
     fn deref(&self) -> &Hold {
-        &self.claimed.0.hold
+        &self.claimed.entry.hold
     }
 }
 

@@ -137,7 +137,7 @@ impl Lock {
         Fut: Future<Output = T>,
     {
         let claimed = self.wanting.claim().await?;
-        let hold = claimed.0.hold.clone();
+        let hold = claimed.entry.hold.clone();
         match until_revoked(&claimed, body(hold.clone())).await {
             Some(output) => {
                 finish(claimed, "release").await;
@@ -197,7 +197,7 @@ impl LockGuard {
     /// A view that can be cloned and outlives the guard.
     #[must_use]
     pub fn hold(&self) -> Hold {
-        self.claimed.0.hold.clone()
+        self.claimed.entry.hold.clone()
     }
 
     /// Gives the lock back and waits for the store to say so.
@@ -221,7 +221,7 @@ impl Deref for LockGuard {
     type Target = Hold;
 
     fn deref(&self) -> &Hold {
-        &self.claimed.0.hold
+        &self.claimed.entry.hold
     }
 }
 
@@ -231,11 +231,11 @@ pub(crate) async fn until_revoked<T>(
     claimed: &Claimed,
     body: impl Future<Output = T>,
 ) -> Option<T> {
-    let hold = &claimed.0.hold;
+    let hold = &claimed.entry.hold;
     let body = pin!(body);
-    claimed.0.has_body();
-    if mutant::on(mutant::RELEASE_BEFORE_END) && claimed.0.begin_end() {
-        claimed.0.spawn_end();
+    claimed.entry.has_body();
+    if mutant::on(mutant::RELEASE_BEFORE_END) && claimed.entry.begin_end() {
+        claimed.entry.spawn_end();
     }
     tokio::select! {
         biased;
