@@ -25,15 +25,10 @@ use crate::error;
 use crate::follow::Follower;
 use crate::script::{self, Reply};
 
-/// The longest time between two looks of one that waits: each is its heartbeat. It is also how
-/// late a holder that sends no message (redis-py) or an expiry is noticed at the latest.
+/// The longest time between two looks of one that waits. Each look is its heartbeat, and whoever
+/// has missed three is passed over (`PATIENCE` in the scripts). It is also how late the end of a
+/// holder that sends no message (redis-py) is noticed at the latest.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// Whoever has missed three looks is passed over.
-const PATIENCE: Duration = Duration::from_secs(3);
-
-/// How long the counter of a name that nobody uses is kept.
-const TOKEN_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// The shortest life of the marker that keeps a late attempt out.
 const LEAST_VOID_LIFE: Duration = Duration::from_secs(60);
@@ -158,12 +153,9 @@ impl Redis {
     fn renewal(&self, session: &Session, held: &Held) -> Cmd {
         let claim = &held.claim;
         let key = self.keys.claim(claim.kind, &claim.name);
-        let mut call = script::RENEW.call(3, 4, 4 * key.len() + 128);
+        let mut call = script::RENEW.call(3, 3, 4 * key.len() + 128);
         push_keys(&mut call, &key, &[":holder", ":token"]);
-        call.arg(claim.nonce.to_hex())
-            .arg(millis(session.ttl))
-            .arg(millis(TOKEN_LIFE))
-            .arg(held.grant.token.get());
+        call.arg(claim.nonce.to_hex()).arg(millis(session.ttl)).arg(held.grant.token.get());
         call
     }
 
@@ -245,15 +237,13 @@ impl Backend for Redis {
     ) -> Result<Attempt, StoreError> {
         let key = self.keys.claim(claim.kind, &claim.name);
         let nonce = claim.nonce.to_hex();
-        let mut call = script::ACQUIRE.call(6, 8, 7 * key.len() + claim.record.len() + 400);
+        let mut call = script::ACQUIRE.call(6, 6, 7 * key.len() + claim.record.len() + 400);
         push_keys(&mut call, &key, &[":token", ":holder", ":line", ":beat", &void(&nonce)]);
         call.arg(&nonce)
             .arg(millis(session.ttl))
             .arg(&*claim.record)
-            .arg(u8::from(claim.queue))
             .arg(self.place(&nonce))
-            .arg(micros(PATIENCE))
-            .arg(millis(TOKEN_LIFE))
+            .arg(u8::from(claim.queue))
             .arg(news(claim.kind));
 
         let mut link = self.connector.link().await?;
@@ -336,12 +326,11 @@ impl Backend for Redis {
         let key = self.keys.claim(claim.kind, &claim.name);
         let nonce = claim.nonce.to_hex();
         let life = if unanswered { LEAST_VOID_LIFE.max(session.ttl * 4) } else { Duration::ZERO };
-        let mut call = script::END.call(5, 6, 6 * key.len() + 300);
+        let mut call = script::END.call(5, 5, 6 * key.len() + 300);
         push_keys(&mut call, &key, &[":holder", ":line", ":beat", &void(&nonce)]);
         call.arg(&nonce)
             .arg(self.place(&nonce))
             .arg(millis(life))
-            .arg(micros(PATIENCE))
             .arg(&self.keys.wake)
             .arg(news(claim.kind));
         let mut link = self.connector.link().await?;
@@ -444,10 +433,6 @@ fn news(kind: Kind) -> u8 {
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn micros(time: Duration) -> u64 {
-    millis(time).saturating_mul(1000)
 }
 
 /// Reads who holds a name. A record counts only if it names the nonce that stands in the key:

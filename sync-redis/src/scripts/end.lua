@@ -2,7 +2,7 @@
 -- that no attempt of this nonce that is still on its way can take it.
 --
 -- KEYS  claim, holder, line, beat, void
--- ARGV  nonce, place, life of the marker or '0', patience (us), prefix of the wake channels, news
+-- ARGV  nonce, place, life of the marker (ms) or '0', prefix of the wake channels, news
 --
 -- Answers nonce, then `held`, `queued` or `nothing`: what there was to end.
 local function run()
@@ -29,14 +29,12 @@ local function run()
     redis.pcall('ZREM', beat, place)
     -- A hint: whoever misses it looks by itself.
     if held or (queued and not owner) then
-      local ok, first = pcall(function()
-        return first_in_line(line, beat, microseconds(), tonumber(ARGV[4]))
-      end)
+      local ok, first = pcall(function() return first_in_line(line, beat, (clock())) end)
       if ok and first and #first == 65 then
-        redis.pcall('PUBLISH', ARGV[5] .. first:sub(1, 32), first:sub(34) .. ' ' .. claim)
+        redis.pcall('PUBLISH', ARGV[4] .. first:sub(1, 32), first:sub(34) .. ' ' .. claim)
       end
     end
   end
-  if held and ARGV[6] == '1' then redis.pcall('PUBLISH', claim, 'ended') end
+  if held and ARGV[5] == '1' then redis.pcall('PUBLISH', claim, 'ended') end
   return {nonce, held and 'held' or queued and 'queued' or 'nothing'}
 end

@@ -5,9 +5,23 @@
 -- right after its first write.
 local dirty = false
 
--- The first in line. Those before it whose heartbeat is missing, or further away from now than
--- `patience` (in microseconds; the server's clock may have gone back), are dead and removed.
-local function first_in_line(line, beat, now, patience)
+-- In milliseconds, as text: each number that is given to a command is printed anew each time.
+local TOKEN_LIFE = '604800000' -- of the counter of a name that nobody uses
+local LINE_LIFE = '6000' -- of a line in which nobody stands who lives
+-- Whoever has given no sign for this many microseconds is dead: three of the longest looks.
+local PATIENCE = 3000000
+
+-- The server's time in microseconds since 1970, as a number and as text. Not by tostring: it
+-- rounds to 14 digits, and two grants within 100 us would have the same token.
+local function clock()
+  local time = redis.call('TIME')
+  local text = time[1] .. ('00000' .. time[2]):sub(-6)
+  return tonumber(text), text
+end
+
+-- The first in line. Those before it whose heartbeat is missing, or too far away from now (the
+-- server's clock may have gone back), are dead and removed.
+local function first_in_line(line, beat, now)
   local count, first = 1, nil
   for _ = 1, 20 do -- what is left then is left to the next look
     local places = redis.call('ZRANGE', line, 0, count - 1)
@@ -17,7 +31,7 @@ local function first_in_line(line, beat, now, patience)
     for i, place in ipairs(places) do
       first = place
       local last = tonumber(beats[i])
-      if last and math.abs(now - last) <= patience then break end
+      if last and math.abs(now - last) <= PATIENCE then break end
       dead[i], first = place, nil
     end
     if #dead > 0 then
@@ -36,9 +50,4 @@ local function read(command, key)
   local value = redis.pcall(command, key)
   if type(value) == 'table' and not value.err:find('^WRONGTYPE') then error(value) end
   return value
-end
-
-local function microseconds()
-  local time = redis.call('TIME')
-  return time[1] * 1000000 + time[2]
 end

@@ -1,7 +1,7 @@
 -- Extends a claim that is still this nonce's.
 --
 -- KEYS  claim, holder, token
--- ARGV  nonce, ttl, life of the token, token
+-- ARGV  nonce, ttl (ms), token
 --
 -- Answers nonce, then `extended` with the PTTL that was left, or `lost`.
 local function run()
@@ -11,8 +11,8 @@ local function run()
   redis.call('PEXPIRE', claim, ARGV[2])
   dirty = true
   redis.call('PEXPIRE', KEYS[2], ARGV[2])
-  if redis.call('PEXPIRE', KEYS[3], ARGV[3]) == 0 then
-    redis.call('SET', KEYS[3], ARGV[4], 'PX', ARGV[3])
+  if redis.call('PEXPIRE', KEYS[3], TOKEN_LIFE) == 0 then
+    redis.call('SET', KEYS[3], ARGV[3], 'PX', TOKEN_LIFE)
   end
   return {ARGV[1], 'extended', left}
 end
