@@ -298,9 +298,9 @@ impl Backend for Redis {
         let key = self.keys.claim(claim.kind, &claim.name);
         let nonce = claim.nonce.to_hex();
         let known = grant.version.as_bytes();
-        let bytes = 2 * key.len() + known.len() + claim.record.len() + 100;
-        let mut call = script::UPDATE.call(2, 4, bytes);
-        push_keys(&mut call, &key, &[":holder"]);
+        let bytes = 3 * key.len() + known.len() + claim.record.len() + 100;
+        let mut call = script::UPDATE.call(3, 4, bytes);
+        push_keys(&mut call, &key, &[":holder", ":line"]);
         call.arg(&nonce).arg(known).arg(&*claim.record).arg(news(claim.kind));
         let mut link = self.connector.link().await?;
         let mut reply = script::UPDATE.run(&mut link, &call, &nonce).await?;

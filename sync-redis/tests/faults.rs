@@ -117,6 +117,15 @@ async fn a_master_that_became_a_replica_is_left() {
     assert!(renewal.is_transient(), "{renewal}");
     let ended = a.redis.end(&a.session, &held[0].claim, None, true).await.unwrap_err();
     assert!(ended.settled() && ended.is_transient(), "{ended}");
+    // It may know less than its master, so it cannot say that something is not ours.
+    let unknown = lock("c");
+    let ended = a.redis.end(&a.session, &unknown, None, false).await.unwrap_err();
+    assert!(ended.to_string().contains("READONLY"), "{ended}");
+    let elsewhere = Held { claim: unknown.into(), grant: held[0].grant.clone() };
+    let renewal = a.redis.renew(&a.session, &[elsewhere]).await.unwrap_err();
+    assert!(renewal.to_string().contains("READONLY"), "{renewal}");
+    let update = a.redis.update(&a.session, &lock("c"), &held[0].grant).await.unwrap_err();
+    assert!(update.to_string().contains("READONLY"), "{update}");
     let before = connections();
     let _ = a.redis.try_claim(&a.session, &lock("b"), None, false).await;
     assert!(connections() >= before + 2, "each refusal made it look for another server");

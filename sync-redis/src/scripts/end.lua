@@ -9,8 +9,8 @@ local function run()
   local claim, line, beat = KEYS[1], KEYS[3], KEYS[4]
   local nonce, place = ARGV[1], ARGV[2]
   -- A key of another type is not ours, and neither is what stands in its line.
-  local owner = read('GET', claim)
-  local waiting = read('ZCARD', line)
+  local owner = soft('GET', claim)
+  local waiting = soft('ZCARD', line)
   if type(waiting) == 'table' then waiting = 0 end
 
   local held = owner == nonce
@@ -22,17 +22,19 @@ local function run()
     redis.call('SET', KEYS[5], '1', 'PX', ARGV[3])
     dirty = true
   end
+  -- Also where nobody waits: a replica refuses to write, and what it does not know of may yet be
+  -- ours on its master.
   local queued = false
-  if waiting > 0 then
-    queued = redis.call('ZREM', line, place) == 1
-    dirty = true
+  if waiting > 0 or not held then
+    queued = soft('ZREM', line, place) == 1
+    dirty = dirty or queued
     redis.pcall('ZREM', beat, place)
-    -- A hint: whoever misses it looks by itself.
-    if held or (queued and not owner) then
-      local ok, first = pcall(function() return first_in_line(line, beat, (clock())) end)
-      if ok and first and #first == 65 then
-        redis.pcall('PUBLISH', ARGV[4] .. first:sub(1, 32), first:sub(34) .. ' ' .. claim)
-      end
+  end
+  -- A hint: whoever misses it looks by itself.
+  if waiting > 0 and (held or (queued and not owner)) then
+    local ok, first = pcall(function() return first_in_line(line, beat, (clock())) end)
+    if ok and first and #first == 65 then
+      redis.pcall('PUBLISH', ARGV[4] .. first:sub(1, 32), first:sub(34) .. ' ' .. claim)
     end
   end
   if held and ARGV[5] == '1' then redis.pcall('PUBLISH', claim, 'ended') end

@@ -45,9 +45,11 @@ local function first_in_line(line, beat, now)
   return redis.call('ZRANGE', line, 0, 0)[1]
 end
 
--- A value; a table where the key holds another type, so that it is nobody's of ours.
-local function read(command, key)
-  local value = redis.pcall(command, key)
-  if type(value) == 'table' and not value.err:find('^WRONGTYPE') then error(value) end
-  return value
+-- What a command answers; a table where the key holds another type, and so is not ours.
+local function soft(...)
+  local answer = redis.pcall(...)
+  if type(answer) == 'table' and answer.err and not answer.err:find('^WRONGTYPE') then
+    error(answer)
+  end
+  return answer
 end

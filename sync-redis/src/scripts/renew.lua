@@ -6,7 +6,10 @@
 -- Answers nonce, then `extended` with the PTTL that was left, or `lost`.
 local function run()
   local claim = KEYS[1]
-  if read('GET', claim) ~= ARGV[1] then return {ARGV[1], 'lost'} end
+  if soft('GET', claim) ~= ARGV[1] then
+    redis.call('PEXPIRE', KEYS[3], TOKEN_LIFE) -- refused by a replica, which may know too little
+    return {ARGV[1], 'lost'}
+  end
   local left = redis.call('PTTL', claim)
   redis.call('PEXPIRE', claim, ARGV[2])
   dirty = true

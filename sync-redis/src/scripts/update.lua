@@ -1,12 +1,15 @@
 -- Replaces the record of a claim that is still this nonce's, if it is the one that is known.
 --
--- KEYS  claim, holder
+-- KEYS  claim, holder, line
 -- ARGV  nonce, known record, new record, news
 --
 -- Answers nonce, then `done`, `other`, or `stale` with the record that stands there.
 local function run()
   local claim, holder = KEYS[1], KEYS[2]
-  if redis.call('GET', claim) ~= ARGV[1] then return {ARGV[1], 'other'} end
+  if redis.call('GET', claim) ~= ARGV[1] then
+    soft('ZREM', KEYS[3], '') -- refused by a replica, which may know too little
+    return {ARGV[1], 'other'}
+  end
   local record = redis.call('GET', holder)
   if record == ARGV[3] then return {ARGV[1], 'done'} end
   if record and record ~= ARGV[2] then return {ARGV[1], 'stale', record} end

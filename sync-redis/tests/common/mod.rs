@@ -15,9 +15,9 @@ use sync_core::{Kind, Name, OsRng, Rng};
 use sync_redis::{Config, Options, Redis};
 use tempfile::TempDir;
 
-/// `redis-server`, or what `SYNC_TEST_REDIS_SERVER` names (`valkey-server`).
+/// `redis-server`, or what `REDIS_SERVER` names (`valkey-server`).
 pub(crate) fn server_program() -> String {
-    std::env::var("SYNC_TEST_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned())
+    std::env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned())
 }
 
 /// A server with a directory of its own; it ends with the value.
