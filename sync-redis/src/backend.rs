@@ -41,6 +41,16 @@ const EARLY_EXPIRY: Duration = Duration::from_millis(100);
 
 /// One Redis or Valkey server as a [`Backend`]. Made by [`Config::backend`](crate::Config::backend);
 /// most programs want [`Config::connect`](crate::Config::connect) instead.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), sync_redis::Error> {
+/// use std::sync::Arc;
+/// use sync_redis::{Config, Coordinator, Options};
+///
+/// let backend = Config::new("redis://127.0.0.1").backend().await?;
+/// let sync = Coordinator::new(Arc::new(backend), &Options::new())?;
+/// # Ok(()) }
+/// ```
 pub struct Redis {
     profile: Profile,
     keys: Keys,

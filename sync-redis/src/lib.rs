@@ -40,9 +40,9 @@
 //!
 //! # Features
 //!
-//! * `rustls-ring` or `rustls-aws-lc`: `rediss://` URLs, [`Config::ca`], [`Config::identity`].
+//! * `rustls-ring` or `rustls-aws-lc`: `rediss://` URLs, `Config::ca`, `Config::identity`.
 //! * `native-roots`: trust whom the system trusts, where no CA is given.
-//! * `client`: [`Config::from_client`] takes a client of the crate `redis`, whose version is then
+//! * `client`: `Config::from_client` takes a client of the crate `redis`, whose version is then
 //!   part of what your code depends on.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
