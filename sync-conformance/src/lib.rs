@@ -18,6 +18,7 @@
 mod cases;
 pub mod checker;
 pub mod child;
+pub mod cli;
 mod context;
 mod failed;
 pub mod fault;
