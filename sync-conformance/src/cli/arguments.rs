@@ -59,7 +59,7 @@ impl Plan {
     ) -> Result<Self, clap::Error> {
         let program = format!("{}-lock", about.name);
         let summary = format!(
-            "Runs COMMAND while it holds a lock on {}, with the lock's fencing token in SYNC_TOKEN",
+            "Runs COMMAND while it holds a lock on {}, with its fencing token in SYNC_TOKEN.",
             about.title
         );
         let LockLine { claim, command } = parse(&program, summary, about, arguments)?;
@@ -72,9 +72,9 @@ impl Plan {
     ) -> Result<Self, clap::Error> {
         let program = format!("{}-elect", about.name);
         let summary = format!(
-            "Campaigns on {}, again after each loss, and runs COMMAND while elected, with the \
-             term's fencing token in SYNC_TOKEN. Without COMMAND it prints `leader ID token=N` or \
-             `leader none` at each change",
+            "Campaigns on {} and runs COMMAND while elected, with the term's fencing token in SYNC_TOKEN.\n\
+             After a loss it stops COMMAND, campaigns again, and starts COMMAND in the next term.\n\
+             Without COMMAND it prints `leader ID token=N` or `leader none` at each change.",
             about.title
         );
         let ElectLine { claim, node, address, command } =
@@ -182,7 +182,7 @@ fn parse<T: Args>(
 /// What both examples have in common; what is different between them is said in both.
 fn after_help(program: &str) -> String {
     let lost = if program.ends_with("-lock") {
-        "125  lost while COMMAND ran, also if COMMAND ended when it was asked to for that\n       "
+        "125  lost while COMMAND ran, also if COMMAND ended on our SIGTERM\n  "
     } else {
         ""
     };
@@ -195,16 +195,16 @@ Events, a line each on standard error:
 
 COMMAND gets SIGTERM shortly before the deadline (a sixth of the TTL, at most 1 s) if no renewal
 has come, and SIGKILL at the deadline; both at once if the claim is lost otherwise. SIGINT or
-SIGTERM to {program} ends the waiting or COMMAND (SIGKILL follows after 1 s) and gives back what is
-held.
+SIGTERM to {program} ends the waiting or COMMAND (SIGKILL follows after 1 s), and what is held is
+given back.
 
 Limits: COMMAND can outlive a {program} that was itself killed (SIGKILL) or stopped (SIGSTOP):
-nobody ends it at the deadline then, and somebody else may hold the name. What COMMAND has itself
-started in the background is not ended with it. Only the token protects there: let whatever
-COMMAND writes to refuse a token lower than one that it has seen.
+nobody ends it at the deadline then, and somebody else may hold the name. The same goes for what
+COMMAND has itself started and left running. Only the token protects there: let whatever COMMAND
+writes to refuse a token lower than one that it has seen.
 
 Exit status:
-       COMMAND's own; 128+N if a signal N killed it
+  COMMAND's own, or 128+N if a signal N killed it
   127  COMMAND cannot be found
   124  not acquired within the wait
   {lost}130  after SIGINT; 143 after SIGTERM
@@ -229,8 +229,8 @@ fn ttl(text: &str) -> Result<Duration, String> {
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
-    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+    let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds.ok_or_else(|| "not a number of seconds, such as 0 or 1.5".to_owned())
 }
 
 #[cfg(test)]

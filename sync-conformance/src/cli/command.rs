@@ -51,12 +51,11 @@ pub(super) async fn attend(
     let mut continued = signal(SignalKind::from_raw(Signal::CONT.as_raw()))?;
     let mut served = Served::default();
     let mut kill_at = None;
-    // The deadline for which COMMAND was asked to end already.
-    let mut asked_for = None;
+    // Whether COMMAND has got a signal of ours: its end is its own no more.
+    let mut asked = false;
     loop {
         let deadline = hold.deadline();
-        let settled = served.lost || served.told.is_some() || asked_for == Some(deadline);
-        let ask_at = (!settled).then(|| deadline.before(margin));
+        let ask_at = (!asked).then(|| deadline.before(margin));
         tokio::select! {
             biased;
             _ = hold.revoked(), if !served.lost => {
@@ -68,25 +67,27 @@ pub(super) async fn attend(
                 }
                 on_loss().await;
                 if ended.is_some() {
-                    served.status = ended.filter(|_| served.told.is_none() && asked_for.is_none());
+                    served.status = ended.filter(|_| !asked);
                     return Ok(served);
                 }
-            }
-            status = child.wait() => {
-                if !served.lost && served.told.is_none() && asked_for.is_none() {
-                    served.status = Some(status?);
-                }
-                return Ok(served);
+                asked = true;
             }
             code = ending.told(), if served.told.is_none() => {
                 served.told = Some(code);
                 send(child, Signal::TERM);
+                asked = true;
                 kill_at = Some(clock.now() + GRACE);
             }
+            status = child.wait() => {
+                let status = status?;
+                served.status = (!asked).then_some(status);
+                return Ok(served);
+            }
             () = at(&clock, ask_at) => {
+                // Else a renewal has come meanwhile.
                 if hold.deadline() == deadline {
                     send(child, Signal::TERM);
-                    asked_for = Some(deadline);
+                    asked = true;
                 }
             }
             () = at(&clock, kill_at) => {

@@ -111,7 +111,7 @@ impl Contender<'_> {
             Ok(Some(claim)) => return Ok(claim),
             Ok(None) => {}
             // It has answered when we connected: it may again while we wait.
-            Err(error) if is_transient(&error) && !tries_once => {}
+            Err(error) if is_transient(&error) && !tries_once => self.console.complain(error).await,
             Err(error) => return Err(self.console.error(&error).await),
         }
         let left = self.plan.wait.map(|wait| wait.saturating_sub(clock.now().since(began)));
