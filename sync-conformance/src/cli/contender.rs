@@ -125,6 +125,7 @@ impl Contender<'_> {
             }
         }
         self.console.event("timed out").await;
+        self.ending.begin(NOT_ACQUIRED);
         Err(NOT_ACQUIRED)
     }
 
