@@ -9,6 +9,13 @@ use clap::{Args, CommandFactory, FromArgMatches};
 use sync_core::{InvalidName, Kind, Name, Namespace, Node, Options};
 
 /// Which store an example is for.
+///
+/// ```
+/// use sync_conformance::cli::About;
+///
+/// let url = "redis://HOST[:PORT] [default: redis://127.0.0.1:6379]";
+/// let about = About { name: "redis", title: "Redis or Valkey", url };
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct About {
     /// What its programs' names begin with: `redis` makes `redis-lock` and `redis-elect`.
@@ -20,6 +27,15 @@ pub struct About {
 }
 
 /// What an example connects to, and how.
+///
+/// ```
+/// use sync_conformance::cli::Target;
+/// use sync_core::{Coordinator, Error, memory};
+///
+/// async fn connect(target: Target) -> Result<Coordinator, Error> {
+///     memory::Store::new().connect(&target.options)
+/// }
+/// ```
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Target {

@@ -19,6 +19,16 @@ const LINE_WITHIN: Duration = Duration::from_secs(60);
 ///
 /// `cargo test` builds a package's examples only when it tests all of it.
 ///
+/// ```no_run
+/// use sync_conformance::cli::example::{Example, build};
+///
+/// # async fn example() -> Result<(), sync_conformance::Failed> {
+/// let program = build("sync-redis", "redis-lock")?;
+/// let example = Example::start(&program, &["a", "--", "true"], |_| {})?;
+/// let token: u64 = example.event("held token=").await?.parse()?;
+/// # Ok(()) }
+/// ```
+///
 /// # Errors
 /// When it cannot be built: what the compiler said.
 pub fn build(package: &str, example: &str) -> Result<PathBuf, Failed> {
@@ -32,7 +42,7 @@ pub fn build(package: &str, example: &str) -> Result<PathBuf, Failed> {
     let built = command.output()?;
     if !built.status.success() {
         let text = String::from_utf8_lossy(&built.stderr).into_owned();
-        return Err(format!("cannot build {example}: {text}"))?;
+        return Err(format!("cannot build {example}: {text}").into());
     }
     let artifacts = String::from_utf8_lossy(&built.stdout).into_owned();
     let program = artifacts.lines().find_map(|line| {
@@ -44,6 +54,19 @@ pub fn build(package: &str, example: &str) -> Result<PathBuf, Failed> {
 }
 
 /// A running example, killed when this is dropped.
+///
+/// ```
+/// use std::path::Path;
+/// use std::time::Duration;
+/// use sync_conformance::cli::example::Example;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), sync_conformance::Failed> {
+/// let example = Example::start(Path::new("sh"), &["-c", "echo held token=3 >&2; exit 125"], |_| {})?;
+/// assert_eq!(example.event("held token=").await?, "3");
+/// assert_eq!(example.exit(Duration::from_secs(10)).await?, 125);
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct Example {
     process: Process,
