@@ -283,6 +283,7 @@ async fn a_silent_store_ends_command_by_the_deadline() -> Result {
     run.event("revoked cause=deadline").await?;
     let lost = silent.elapsed();
     ends(&pid).await?;
+    assert!(run.process().is_running(), "COMMAND was not killed before the example's own end");
     assert!(lost <= Duration::from_secs_f64(TTL) + SOON, "{lost:?}");
     assert!(lost >= Duration::from_secs_f64(TTL / 2.0), "{lost:?}");
     same(run.exit(SOON).await?, 125, &run);

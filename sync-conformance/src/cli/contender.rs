@@ -1,7 +1,6 @@
 //! From wanting a name to having given it back: once for a lock, in terms for a leadership.
 
 use std::future::Future;
-use std::pin::pin;
 use std::time::Duration;
 
 use sync_core::{
@@ -129,19 +128,13 @@ impl Contender<'_> {
         Err(NOT_ACQUIRED)
     }
 
-    /// The output of `work`, unless the example is told to stop.
+    /// The output of `work`, unless the example is told to stop. What `work` leaves under way is
+    /// waited for by the shutdown at the end.
     async fn unless_told<T>(&self, work: impl Future<Output = T>) -> Result<T, Exit> {
-        let mut work = pin!(work);
         tokio::select! {
             biased;
-            code = self.ending.told() => {
-                // Not dropped but ended, so that also a session which is just being opened is
-                // known to the shutdown that follows.
-                let (_, late) = tokio::join!(self.sync.shutdown(), work);
-                drop(late);
-                Err(code)
-            }
-            output = &mut work => Ok(output),
+            code = self.ending.told() => Err(code),
+            output = work => Ok(output),
         }
     }
 
