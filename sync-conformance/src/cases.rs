@@ -2,10 +2,12 @@
 
 use crate::suite::Case;
 
+mod common;
 mod exclusion;
 mod harness;
+mod revocation;
 
 /// All cases, for every store.
 pub(crate) fn all() -> Vec<Case> {
-    [exclusion::cases(), harness::cases()].into_iter().flatten().collect()
+    [exclusion::cases(), harness::cases(), revocation::cases()].into_iter().flatten().collect()
 }

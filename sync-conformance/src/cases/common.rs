@@ -1,0 +1,44 @@
+//! What several files of cases need.
+
+use std::future::Future;
+
+use sync_core::{BootClock, Clock, Error, ErrorKind, Moment};
+use tokio::time::timeout;
+
+use crate::context::Context;
+use crate::failed::Failed;
+
+/// The outcome of `work`, which must come within [`Context::long`]: else it is said what has not
+/// happened.
+pub(super) async fn soon<T>(
+    ctx: &Context,
+    what: &str,
+    work: impl Future<Output = T>,
+) -> Result<T, Failed> {
+    let limit = ctx.long();
+    Ok(timeout(limit, work).await.map_err(|_| format!("not within {limit:?}: {what}"))?)
+}
+
+/// The kind of the error that something failed with; `None` if it did not.
+pub(super) fn kind<T>(outcome: Result<T, Error>) -> Option<ErrorKind> {
+    outcome.err().map(|error| error.kind())
+}
+
+/// The present moment on the clock that coordinators have unless told otherwise.
+pub(super) fn now() -> Moment {
+    BootClock::new().now()
+}
+
+/// Runs a case on a runtime of one thread, so that a [`std::thread::sleep`] is to it what SIGSTOP
+/// is to a process: no timer fires, nothing is renewed, nothing runs.
+pub(super) async fn on_one_thread<F, Fut>(case: F) -> Result<(), Failed>
+where
+    F: FnOnce() -> Fut + Send + 'static,
+    Fut: Future<Output = Result<(), Failed>>,
+{
+    let run = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(case())
+    };
+    tokio::task::spawn_blocking(run).await?
+}
