@@ -6,8 +6,8 @@
 //!
 //! | role | wants | says | hears |
 //! |---|---|---|---|
-//! | `hold` | `name` | `waiting`, `held TOKEN DEADLINE` | `look`: `valid` or `lost CAUSE`; `wait`: `lost CAUSE` once it is; `release`: `released` or `error KIND: …`; `leave`: ends without a word to the store |
-//! | `lead` | `name`, perhaps `node` | the same | the same, with `resign`: `resigned` |
+//! | `hold` | `name`, perhaps `register` | `waiting`, `held TOKEN DEADLINE` | `look`: `valid` or `lost CAUSE`; `wait`: `lost CAUSE` once it is; `write VALUE`: `written` or `refused`; `release`: `released` or `error KIND: …`; `leave`: ends without a word to the store |
+//! | `lead` | `name`, perhaps `register`, `node` | the same | the same, with `resign`: `resigned` |
 //! | `contend` | `name`, `register`, perhaps `hold_ms`, `wait_ms`, `careless` | `ready`; at the end `grants N lost N refused N` | anything: the end |
 
 use std::collections::BTreeMap;

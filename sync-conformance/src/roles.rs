@@ -25,6 +25,8 @@ pub(crate) async fn play(role: &str, victim: Victim) -> Result<(), Failed> {
 ///
 /// * `look`: says `valid` or `lost CAUSE`.
 /// * `wait`: says `lost CAUSE` once it is revoked.
+/// * `write VALUE`: writes it to the register at `register` without a look at its guard, as code
+///   does that knows nothing of leases; says `written` or `refused`.
 /// * `release`: releases, says `released` or `error KIND`, and ends.
 /// * `leave`: ends at once, without a word to the store.
 async fn hold(mut me: Victim) -> Result<(), Failed> {
@@ -38,9 +40,7 @@ async fn hold(mut me: Victim) -> Result<(), Failed> {
             say_outcome(&me, "released", guard.release().await)?;
             return Ok(());
         }
-        if !obey(&me, &guard, &line).await? {
-            return Ok(());
-        }
+        obey(&me, &guard, &line).await?;
     }
     Ok(())
 }
@@ -61,9 +61,7 @@ async fn lead(mut me: Victim) -> Result<(), Failed> {
             say_outcome(&me, "resigned", elected.resign().await)?;
             return Ok(());
         }
-        if !obey(&me, &elected, &line).await? {
-            return Ok(());
-        }
+        obey(&me, &elected, &line).await?;
     }
     Ok(())
 }
@@ -79,8 +77,8 @@ fn say_outcome(me: &Victim, done: &str, outcome: Result<(), Error>) -> Result<()
     }
 }
 
-/// Whether to go on after `line`.
-async fn obey(me: &Victim, hold: &Hold, line: &str) -> Result<bool, Failed> {
+/// Does what `line` says.
+async fn obey(me: &Victim, hold: &Hold, line: &str) -> Result<(), Failed> {
     match line {
         // The first thing that is looked at, before anything else can run.
         "look" => match hold.is_valid() {
@@ -88,10 +86,16 @@ async fn obey(me: &Victim, hold: &Hold, line: &str) -> Result<bool, Failed> {
             false => me.say(format_args!("lost {}", hold.revoked().await.cause.as_str()))?,
         },
         "wait" => me.say(format_args!("lost {}", hold.revoked().await.cause.as_str()))?,
-        "leave" => return Ok(false),
-        other => Err(format!("{other:?} is no command"))?,
+        // Before the guard is dropped, which would release it.
+        "leave" => std::process::exit(0),
+        other => {
+            let value = other.strip_prefix("write ").ok_or(format!("{other:?} is no command"))?;
+            let register = Register::open(me.order("register")?.as_ref())?;
+            let outcome = register.write(hold.token(), value.parse()?)?;
+            me.say(if outcome.is_ok() { "written" } else { "refused" })?;
+        }
     }
-    Ok(true)
+    Ok(())
 }
 
 /// Takes and releases the lock `name` again and again, adding one to the register at `register`

@@ -122,7 +122,7 @@ async fn is_lost_at_its_first_look(ctx: Context, role: &str) -> Result<(), Faile
     // Who does not even look is kept out by the fence.
     stopped.tell("write 1").await?;
     stopped.expect("refused").await?;
-    assert_eq!((register.read()?.value, register.read()?.refused), (7, 1));
+    assert_eq!((register.contents()?.value, register.contents()?.refused), (7, 1));
     // What it does on waking takes nothing from its successor.
     stopped.tell(if role == "hold" { "release" } else { "resign" }).await?;
     assert!(stopped.expect("error").await?.starts_with("lost"));
