@@ -5,13 +5,22 @@ use crate::suite::Case;
 mod common;
 mod exclusion;
 mod failover;
+mod fencing;
 mod harness;
+mod release;
 mod revocation;
 
 /// All cases, for every store.
 pub(crate) fn all() -> Vec<Case> {
-    [exclusion::cases(), failover::cases(), harness::cases(), revocation::cases()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        exclusion::cases(),
+        failover::cases(),
+        fencing::cases(),
+        harness::cases(),
+        release::cases(),
+        revocation::cases(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
