@@ -7,8 +7,11 @@ mod exclusion;
 mod failover;
 mod fencing;
 mod harness;
+mod lifecycle;
 mod release;
 mod revocation;
+mod run;
+mod status;
 
 /// All cases, for every store.
 pub(crate) fn all() -> Vec<Case> {
@@ -17,8 +20,11 @@ pub(crate) fn all() -> Vec<Case> {
         failover::cases(),
         fencing::cases(),
         harness::cases(),
+        lifecycle::cases(),
         release::cases(),
         revocation::cases(),
+        run::cases(),
+        status::cases(),
     ]
     .into_iter()
     .flatten()
