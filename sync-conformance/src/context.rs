@@ -171,8 +171,20 @@ impl Context {
     /// # Errors
     /// When the server cannot be reached, or the options cannot be used.
     pub async fn faulty_with(&self, options: Options) -> Result<(Coordinator, Faults), Failed> {
+        self.faulty_at(&self.0.server.url(), options).await
+    }
+
+    /// [`Context::faulty`] on the store at `url`, such as behind a proxy.
+    ///
+    /// # Errors
+    /// When the server cannot be reached, or the options cannot be used.
+    pub async fn faulty_at(
+        &self,
+        url: &str,
+        options: Options,
+    ) -> Result<(Coordinator, Faults), Failed> {
         let faults = Faults::new();
-        let backend = self.0.store.connect(&self.0.server.url(), &options).await?;
+        let backend = self.0.store.connect(url, &options).await?;
         let backend = Faulty::new(backend, options.to_environment().clock, &faults);
         Ok((Coordinator::new(Arc::new(backend), &options)?, faults))
     }

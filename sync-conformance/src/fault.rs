@@ -5,6 +5,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -54,6 +55,8 @@ pub enum Fault {
     LoseAnswer,
     /// The request leaves this much later, by the clock that [`Faulty`] was given.
     Delay(Duration),
+    /// The request is under way for this long, and its answer as long again.
+    Slow(Duration),
     /// The request stays with the caller until [`Faults::release`]. Whoever drops the call before
     /// takes it back: it is never applied.
     Hang,
@@ -86,6 +89,12 @@ struct Control {
     plans: Mutex<HashMap<Verb, Plan>>,
     /// How many calls came, for each verb.
     calls: watch::Sender<HashMap<Verb, usize>>,
+    /// How many of them returned without an error.
+    done: watch::Sender<HashMap<Verb, usize>>,
+    /// How many requests are [`Fault::Late`] and not applied yet.
+    late: watch::Sender<usize>,
+    /// How many calls of [`Backend::end`] said that some attempt was never answered.
+    abandons: AtomicUsize,
     /// Counts the releases: who began to wait under an earlier number goes on.
     releases: watch::Sender<u64>,
     losses: broadcast::Sender<Loss>,
@@ -104,6 +113,9 @@ impl Faults {
         Self(Arc::new(Control {
             plans: Mutex::default(),
             calls: watch::Sender::new(HashMap::new()),
+            done: watch::Sender::new(HashMap::new()),
+            late: watch::Sender::new(0),
+            abandons: AtomicUsize::new(0),
             releases: watch::Sender::new(0),
             losses: broadcast::Sender::new(1024),
         }))
@@ -132,7 +144,7 @@ impl Faults {
     /// How many calls of `verb` came so far.
     #[must_use]
     pub fn calls(&self, verb: Verb) -> usize {
-        self.0.calls.borrow().get(&verb).copied().unwrap_or(0)
+        of(&self.0.calls.borrow(), verb)
     }
 
     /// Resolves once `count` calls of `verb` have come.
@@ -140,9 +152,39 @@ impl Faults {
     /// # Cancel safety
     /// Dropping the future has no effect.
     pub async fn called(&self, verb: Verb, count: usize) {
-        let enough = |calls: &HashMap<Verb, usize>| calls.get(&verb).is_some_and(|c| *c >= count);
+        let enough = |calls: &HashMap<Verb, usize>| of(calls, verb) >= count;
         // The sender lives as long as `self`.
         let _ = self.0.calls.subscribe().wait_for(enough).await;
+    }
+
+    /// How many calls of `verb` have returned without an error.
+    #[must_use]
+    pub fn done(&self, verb: Verb) -> usize {
+        of(&self.0.done.borrow(), verb)
+    }
+
+    /// Resolves once `count` calls of `verb` have returned without an error.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    pub async fn did(&self, verb: Verb, count: usize) {
+        let enough = |done: &HashMap<Verb, usize>| of(done, verb) >= count;
+        let _ = self.0.done.subscribe().wait_for(enough).await;
+    }
+
+    /// Resolves once no request is [`Fault::Late`] any more: all have been released and applied.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    pub async fn landed(&self) {
+        let _ = self.0.late.subscribe().wait_for(|late| *late == 0).await;
+    }
+
+    /// How many calls of [`Backend::end`] said that some attempt was never answered, so that a
+    /// marker had to keep it out.
+    #[must_use]
+    pub fn abandons(&self) -> usize {
+        self.0.abandons.load(Ordering::Acquire)
     }
 
     /// Tells a loss from outside to all sessions that are open.
@@ -170,6 +212,10 @@ impl Default for Faults {
     fn default() -> Self {
         Self::new()
     }
+}
+
+fn of(counts: &HashMap<Verb, usize>, verb: Verb) -> usize {
+    counts.get(&verb).copied().unwrap_or(0)
 }
 
 /// The next release, seen from when a call came.
@@ -215,8 +261,20 @@ impl Faulty {
         Self { inner, clock, faults: faults.clone() }
     }
 
-    /// Does with `call` what is planned for `verb`.
     async fn meet<T: Send + 'static>(
+        &self,
+        verb: Verb,
+        call: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let answer = self.suffer(verb, call).await;
+        if answer.is_ok() {
+            self.faults.0.done.send_modify(|done| *done.entry(verb).or_default() += 1);
+        }
+        answer
+    }
+
+    /// Does with `call` what is planned for `verb`.
+    async fn suffer<T: Send + 'static>(
         &self,
         verb: Verb,
         call: impl Future<Output = Result<T, StoreError>> + Send + 'static,
@@ -236,14 +294,24 @@ impl Faulty {
                 self.clock.sleep_until(self.clock.now() + by).await;
                 call.await
             }
+            Some(Fault::Slow(by)) => {
+                self.clock.sleep_until(self.clock.now() + by).await;
+                let answer = call.await;
+                self.clock.sleep_until(self.clock.now() + by).await;
+                answer
+            }
             Some(Fault::Hang) => {
                 released.wait().await;
                 call.await
             }
             Some(Fault::Late) => {
+                self.faults.0.late.send_modify(|late| *late += 1);
+                let control = Arc::clone(&self.faults.0);
                 let late = tokio::spawn(async move {
                     released.wait().await;
-                    call.await
+                    let answer = call.await;
+                    control.late.send_modify(|late| *late -= 1);
+                    answer
                 });
                 late.await.unwrap_or_else(|_| Err(lost()))
             }
@@ -335,6 +403,8 @@ impl Backend for Faulty {
     ) -> Result<Ended, StoreError> {
         let (inner, session) = (Arc::clone(&self.inner), session.clone());
         let (claim, grant) = (claim.clone(), grant.cloned());
+        let abandons = usize::from(unanswered);
+        self.faults.0.abandons.fetch_add(abandons, Ordering::AcqRel);
         let call = async move { inner.end(&session, &claim, grant.as_ref(), unanswered).await };
         self.meet(Verb::End, call).await
     }

@@ -96,9 +96,8 @@ async fn a_late_request_is_applied_though_its_caller_has_gone() {
     assert!(trying.await.unwrap_err().is_cancelled());
     assert!(!world.is_held());
     world.faults.release();
-    while !world.is_held() {
-        tokio::task::yield_now().await;
-    }
+    world.faults.landed().await;
+    assert!(world.is_held());
 }
 
 #[tokio::test]
@@ -125,6 +124,33 @@ async fn a_delay_runs_by_the_clock_that_was_given() {
     assert!(!trying.is_finished());
     world.clock.advance(Duration::from_secs(1));
     assert!(matches!(trying.await.unwrap(), Ok(Attempt::Held(_))));
+}
+
+#[tokio::test]
+async fn a_slow_call_takes_its_time_before_and_after_it_is_applied() {
+    let world = World::new().await;
+    world.faults.next(Verb::TryClaim, Fault::Slow(Duration::from_secs(5)));
+    let trying = world.trying();
+    world.faults.called(Verb::TryClaim, 1).await;
+    assert!(!world.is_held());
+    world.clock.advance(Duration::from_secs(5));
+    while !world.is_held() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(world.faults.done(Verb::TryClaim), 0);
+    world.clock.advance(Duration::from_secs(5));
+    world.faults.did(Verb::TryClaim, 1).await;
+    assert!(matches!(trying.await.unwrap(), Ok(Attempt::Held(_))));
+}
+
+#[tokio::test]
+async fn an_end_that_abandons_is_counted() {
+    let world = World::new().await;
+    let claim = World::claim("a");
+    for unanswered in [false, true, true] {
+        world.backend.end(&world.session, &claim, None, unanswered).await.unwrap();
+    }
+    assert_eq!((world.faults.abandons(), world.faults.done(Verb::End)), (2, 3));
 }
 
 #[tokio::test]
