@@ -3,6 +3,7 @@
 use crate::suite::Case;
 
 mod common;
+mod cancellation;
 mod exclusion;
 mod failover;
 mod fencing;
@@ -29,4 +30,14 @@ pub(crate) fn all() -> Vec<Case> {
     .into_iter()
     .flatten()
     .collect()
+mod wants;
+
+/// All cases, for every store.
+pub(crate) fn all() -> Vec<Case> {
+    let promises = [
+        cancellation::cases(),
+        exclusion::cases(),
+        harness::cases(),
+    ];
+    promises.into_iter().flatten().collect()
 }
