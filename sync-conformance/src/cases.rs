@@ -30,6 +30,7 @@ pub(crate) fn all() -> Vec<Case> {
     .into_iter()
     .flatten()
     .collect()
+mod unanswered;
 mod wants;
 
 /// All cases, for every store.
@@ -38,6 +39,7 @@ pub(crate) fn all() -> Vec<Case> {
         cancellation::cases(),
         exclusion::cases(),
         harness::cases(),
+        unanswered::cases(),
     ];
     promises.into_iter().flatten().collect()
 }
