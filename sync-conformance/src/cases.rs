@@ -35,11 +35,7 @@ mod wants;
 
 /// All cases, for every store.
 pub(crate) fn all() -> Vec<Case> {
-    let promises = [
-        cancellation::cases(),
-        exclusion::cases(),
-        harness::cases(),
-        unanswered::cases(),
-    ];
+    let promises =
+        [cancellation::cases(), exclusion::cases(), harness::cases(), unanswered::cases()];
     promises.into_iter().flatten().collect()
 }

@@ -76,6 +76,7 @@ impl Acquisition {
         turn: Turn,
         gone: CancellationToken,
     ) -> Result<Option<Claimed>, Failure> {
+        turn.wanted_until(&gone);
         let mut turn = Some(turn);
         let mut backoff = Backoff::new();
         let mut tries = 0;
@@ -109,12 +110,14 @@ impl Acquisition {
                 Tried::Failed(error) => return Err(Some(error)),
             }
             if turn.is_none() {
-                turn = tokio::select! {
+                let next = tokio::select! {
                     biased;
                     () = gone.cancelled() => return Err(None),
                     () = self.inner.shared.closing.cancelled() => return Err(None),
-                    turn = self.inner.queue.enter(self.kind, &self.name) => Some(turn),
+                    next = self.inner.queue.enter(self.kind, &self.name) => next,
                 };
+                next.wanted_until(&gone);
+                turn = Some(next);
             }
         }
     }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 
 use crate::name::{Kind, Name};
 
@@ -21,6 +22,8 @@ struct Line {
     turn: Arc<Semaphore>,
     /// Whoever has the turn is giving the name back.
     ending: AtomicBool,
+    /// Cancelled when whoever has the turn does not want the name any more.
+    gone: Mutex<Option<CancellationToken>>,
     waiting: AtomicUsize,
 }
 
@@ -43,7 +46,7 @@ impl LocalQueue {
         // The semaphore is never closed; without a permit the turn would merely be shared.
         turn.permit = Arc::clone(&turn.line.turn).acquire_owned().await.ok();
         drop(waiting);
-        turn.line.ending.store(false, Ordering::Release);
+        turn.line.begin();
         turn
     }
 
@@ -51,7 +54,7 @@ impl LocalQueue {
     pub(crate) fn try_enter(self: &Arc<Self>, kind: Kind, name: &Name) -> Option<Turn> {
         let mut turn = self.stand(kind, name);
         turn.permit = Some(Arc::clone(&turn.line.turn).try_acquire_owned().ok()?);
-        turn.line.ending.store(false, Ordering::Release);
+        turn.line.begin();
         Some(turn)
     }
 
@@ -63,9 +66,9 @@ impl LocalQueue {
 
     /// Whether the one who has the turn is giving the name back already, and nobody waits for it.
     pub(crate) fn is_about_to_be_free(&self, kind: Kind, name: &Name) -> bool {
-        self.lines().get(&(kind, name.clone())).is_none_or(|line| {
-            line.ending.load(Ordering::Acquire) && line.waiting.load(Ordering::Acquire) == 0
-        })
+        self.lines()
+            .get(&(kind, name.clone()))
+            .is_none_or(|line| line.is_ending() && line.waiting.load(Ordering::Acquire) == 0)
     }
 
     fn stand(self: &Arc<Self>, kind: Kind, name: &Name) -> Turn {
@@ -73,6 +76,7 @@ impl LocalQueue {
         let fresh = || Line {
             turn: Arc::new(Semaphore::new(1)),
             ending: AtomicBool::new(false),
+            gone: Mutex::new(None),
             waiting: AtomicUsize::new(0),
         };
         let line = Arc::clone(self.lines().entry(key.clone()).or_insert_with(|| Arc::new(fresh())));
@@ -81,6 +85,22 @@ impl LocalQueue {
 
     fn lines(&self) -> std::sync::MutexGuard<'_, BTreeMap<Key, Arc<Line>>> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Line {
+    fn begin(&self) {
+        self.ending.store(false, Ordering::Release);
+        *self.gone() = None;
+    }
+
+    fn is_ending(&self) -> bool {
+        let gone = || self.gone().as_ref().is_some_and(CancellationToken::is_cancelled);
+        self.ending.load(Ordering::Acquire) || gone()
+    }
+
+    fn gone(&self) -> std::sync::MutexGuard<'_, Option<CancellationToken>> {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -101,6 +121,11 @@ impl Drop for Waiting {
 }
 
 impl Turn {
+    /// Says that the name is being given back as soon as `gone` is cancelled.
+    pub(crate) fn wanted_until(&self, gone: &CancellationToken) {
+        *self.line.gone() = Some(gone.clone());
+    }
+
     /// Says that the name is being given back: who only tries may wait for that.
     pub(crate) fn ending(&self) {
         self.line.ending.store(true, Ordering::Release);
@@ -161,6 +186,13 @@ mod tests {
         let waiter = tokio::spawn(async move { other.enter(Kind::Lock, &name_too).await });
         tokio::task::yield_now().await;
         assert!(!queue.is_about_to_be_free(Kind::Lock, &name));
-        waiter.abort();
+        drop(turn);
+
+        let turn = waiter.await.unwrap();
+        let gone = CancellationToken::new();
+        turn.wanted_until(&gone);
+        assert!(!queue.is_about_to_be_free(Kind::Lock, &name));
+        gone.cancel();
+        assert!(queue.is_about_to_be_free(Kind::Lock, &name));
     }
 }
