@@ -31,11 +31,17 @@ pub(crate) fn all() -> Vec<Case> {
     .flatten()
     .collect()
 mod unanswered;
+mod waiting;
 mod wants;
 
 /// All cases, for every store.
 pub(crate) fn all() -> Vec<Case> {
-    let promises =
-        [cancellation::cases(), exclusion::cases(), harness::cases(), unanswered::cases()];
+    let promises = [
+        cancellation::cases(),
+        exclusion::cases(),
+        harness::cases(),
+        unanswered::cases(),
+        waiting::cases(),
+    ];
     promises.into_iter().flatten().collect()
 }

@@ -24,6 +24,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new(an_update_dropped_at_every_await_point_goes_on),
         Case::new(a_shutdown_dropped_at_every_await_point_goes_on),
         Case::new(a_run_dropped_at_every_await_point_ends_its_body_first),
+        Case::new(whoever_tries_again_is_not_in_the_way_of_itself),
         Case::new(dropped_while_its_request_is_under_way_it_leaves_no_marker),
         Case::new(an_aborted_task_gives_back_what_it_holds),
         Case::new(those_who_leave_the_line_do_not_block_it),
@@ -303,6 +304,27 @@ async fn a_run_dropped_at_every_await_point_ends_its_body_first(
         ctx.assert_nothing_left().await?;
     }
     Ok(())
+}
+
+async fn whoever_tries_again_is_not_in_the_way_of_itself(ctx: Context) -> Result<(), Failed> {
+    let (sync, faults) = ctx.faulty().await?;
+    slow_down(&faults);
+    for kind in BOTH {
+        let want = Want::new(&sync, kind, "x");
+        let mut points = Points::default();
+        while let Some(polls) = points.next() {
+            match polled(polls, want.take()).await {
+                Ok(taken) => {
+                    drop(taken?);
+                    points.done = true;
+                }
+                Err(left) => drop(left),
+            }
+            let again = want.try_take().await?;
+            again.ok_or_else(|| format!("in its own way after {polls} polls"))?.give_back().await?;
+        }
+    }
+    ctx.assert_nothing_left().await
 }
 
 async fn dropped_while_its_request_is_under_way_it_leaves_no_marker(

@@ -56,7 +56,6 @@ const ARRIVAL: Duration = Duration::from_millis(200);
 /// A coordinator whose requests can be kept back, and one beside it.
 struct Scene {
     ctx: Context,
-    kind: Kind,
     want: Want,
     faults: Faults,
     /// Where the requests are kept back; in front of the backend if there is none.
@@ -85,7 +84,7 @@ impl Scene {
         // The session is open, and connections are made.
         want.take().await?.give_back().await?;
         let opened = faults.calls(Verb::Open);
-        Ok(Self { ctx: ctx.clone(), kind, want, faults, route, other, opened })
+        Ok(Self { ctx: ctx.clone(), want, faults, route, other, opened })
     }
 
     /// Keeps the next request back.
