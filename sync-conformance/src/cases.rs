@@ -30,6 +30,7 @@ pub(crate) fn all() -> Vec<Case> {
     .into_iter()
     .flatten()
     .collect()
+mod order;
 mod unanswered;
 mod waiting;
 mod wants;
@@ -40,6 +41,7 @@ pub(crate) fn all() -> Vec<Case> {
         cancellation::cases(),
         exclusion::cases(),
         harness::cases(),
+        order::cases(),
         unanswered::cases(),
         waiting::cases(),
     ];
