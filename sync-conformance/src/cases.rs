@@ -30,6 +30,7 @@ pub(crate) fn all() -> Vec<Case> {
     .into_iter()
     .flatten()
     .collect()
+mod names;
 mod order;
 mod unanswered;
 mod waiting;
@@ -41,6 +42,7 @@ pub(crate) fn all() -> Vec<Case> {
         cancellation::cases(),
         exclusion::cases(),
         harness::cases(),
+        names::cases(),
         order::cases(),
         unanswered::cases(),
         waiting::cases(),
