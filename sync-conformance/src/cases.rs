@@ -30,8 +30,10 @@ pub(crate) fn all() -> Vec<Case> {
     .into_iter()
     .flatten()
     .collect()
+mod history;
 mod names;
 mod order;
+mod scale;
 mod unanswered;
 mod waiting;
 mod wants;
@@ -42,8 +44,10 @@ pub(crate) fn all() -> Vec<Case> {
         cancellation::cases(),
         exclusion::cases(),
         harness::cases(),
+        history::cases(),
         names::cases(),
         order::cases(),
+        scale::cases(),
         unanswered::cases(),
         waiting::cases(),
     ];
