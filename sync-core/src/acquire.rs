@@ -308,7 +308,7 @@ impl Acquisition {
         let invalid = |why: String| Some(StoreError::refused(ErrorKind::Invalid, why));
         let nonce = environment.nonce().map_err(|error| invalid(error.to_string()))?;
         let since = environment.clock.wall();
-        let record = node::encode(&self.node, since, &nonce).map_err(invalid)?;
+        let record = node::encode(&self.node, since, &nonce, 0).map_err(invalid)?;
         let claim = Claim {
             kind: self.kind,
             name: self.name.clone(),

@@ -1,6 +1,6 @@
 //! One acquisition from the first attempt to the acknowledged end.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -35,6 +35,8 @@ pub(crate) struct Entry {
     refused: Notify,
     /// The loss has been logged.
     mourned: AtomicBool,
+    /// How often its record was to be changed.
+    changes: AtomicU64,
     /// At most one call to the store about this claim at a time.
     calling: tokio::sync::Mutex<()>,
 }
@@ -76,6 +78,7 @@ impl Entry {
             has_body: AtomicBool::new(false),
             refused: Notify::new(),
             mourned: AtomicBool::new(false),
+            changes: AtomicU64::new(0),
             calling: tokio::sync::Mutex::new(()),
         }
     }
@@ -250,12 +253,13 @@ impl Entry {
     /// Replaces the record, comparing its last known version. One change at a time.
     pub(crate) async fn update(
         self: Arc<Self>,
-        encode: impl Fn(Nonce) -> Result<Vec<u8>, String> + Send,
+        encode: impl Fn(Nonce, u64) -> Result<Vec<u8>, String> + Send,
     ) -> Result<(), Error> {
         let shared = &self.session.shared;
         let what = || shared.subject("update", self.claim().kind, self.hold.name());
-        let record =
-            encode(self.nonce).map_err(|why| Error::new(ErrorKind::Invalid, what(), why))?;
+        let change = self.changes.fetch_add(1, Ordering::Relaxed) + 1;
+        let record = encode(self.nonce, change)
+            .map_err(|why| Error::new(ErrorKind::Invalid, what(), why))?;
         let _calling = self.calling.lock().await;
         let claim = Arc::new(Claim { record: record.into(), ..(*self.claim()).clone() });
         let clock = &*shared.environment.clock;

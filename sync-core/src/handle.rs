@@ -186,7 +186,7 @@ impl Wanting {
         let default = || shared.options.node.clone().unwrap_or_default();
         let node = self.node.clone().unwrap_or_else(default);
         let length_of_any = Nonce::from_bytes([0; 16]);
-        node::encode(&node, shared.environment.clock.wall(), &length_of_any).map_err(invalid)?;
+        node::encode(&node, shared.environment.clock.wall(), &length_of_any, 0).map_err(invalid)?;
         Ok(Acquisition {
             inner: Arc::clone(&self.inner),
             slot: Arc::clone(&self.slot),

@@ -322,7 +322,7 @@ impl Elected {
         let entry = Arc::clone(&self.claimed.entry);
         let shared = Arc::clone(&entry.session.shared);
         let since = entry.since();
-        let change = entry.update(move |nonce| node::encode(&node, since, &nonce));
+        let change = entry.update(move |nonce, change| node::encode(&node, since, &nonce, change));
         Carried::new(shared.runtime.clone(), CancellationToken::new(), change).await
     }
 

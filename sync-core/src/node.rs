@@ -90,13 +90,26 @@ struct Record {
     since: Option<u64>,
     #[serde(default)]
     nonce: Option<String>,
+    /// How often the holder has changed it. No two records of a claim are alike, so that where a
+    /// store compares bytes a late change cannot undo a later one that brought the old ones back.
+    #[serde(default, skip_serializing_if = "is_unchanged")]
+    change: u64,
 }
 
-/// The bytes that stand in the store for as long as this claim is held.
+fn is_unchanged(change: &u64) -> bool {
+    *change == 0
+}
+
+/// The bytes that stand in the store for as long as this claim is held; `change` is 0 at first.
 ///
 /// # Errors
 /// When they would be longer than [`LONGEST_RECORD`]: the length they would have.
-pub(crate) fn encode(node: &Node, since: SystemTime, nonce: &Nonce) -> Result<Vec<u8>, String> {
+pub(crate) fn encode(
+    node: &Node,
+    since: SystemTime,
+    nonce: &Nonce,
+    change: u64,
+) -> Result<Vec<u8>, String> {
     let since = since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let record = Record {
         id: node.id.clone(),
@@ -104,6 +117,7 @@ pub(crate) fn encode(node: &Node, since: SystemTime, nonce: &Nonce) -> Result<Ve
         metadata: node.metadata.clone(),
         since: u64::try_from(since.as_millis()).ok(),
         nonce: Some(nonce.to_hex()),
+        change,
     };
     let bytes = serde_json::to_vec(&record).map_err(|e| format!("the node has no JSON: {e}"))?;
     if bytes.len() > LONGEST_RECORD {
@@ -158,7 +172,7 @@ mod tests {
         let node = Node::new("a").address("h:1").metadata("k", "v");
         let nonce = Nonce::from_bytes([0xab; 16]);
         let since = SystemTime::UNIX_EPOCH + Duration::from_millis(1_500);
-        let bytes = encode(&node, since, &nonce).unwrap();
+        let bytes = encode(&node, since, &nonce, 0).unwrap();
         assert_eq!(
             String::from_utf8(bytes.clone()).unwrap(),
             r#"{"id":"a","address":"h:1","metadata":{"k":"v"},"since":1500,"nonce":"abababababababababababababababab"}"#
@@ -166,6 +180,14 @@ mod tests {
         let holder = decode(&bytes, Some(FencingToken::new(3)));
         assert_eq!(holder, Holder { node, token: Some(FencingToken::new(3)), since: Some(since) });
         assert_eq!(record_nonce(&bytes), Some(nonce));
+
+        let changed = encode(&holder.node, since, &nonce, 2).unwrap();
+        assert_eq!(
+            String::from_utf8(changed.clone()).unwrap().matches(r#","change":2}"#).count(),
+            1
+        );
+        assert_eq!(decode(&changed, holder.token), holder);
+        assert_eq!(record_nonce(&changed), Some(nonce));
     }
 
     #[test]
@@ -182,7 +204,7 @@ mod tests {
     #[test]
     fn a_record_without_bounds_is_refused() {
         let node = Node::new("a").metadata("k", "v".repeat(LONGEST_RECORD));
-        let refused = encode(&node, SystemTime::UNIX_EPOCH, &Nonce::from_bytes([0; 16]));
+        let refused = encode(&node, SystemTime::UNIX_EPOCH, &Nonce::from_bytes([0; 16]), 0);
         assert!(refused.unwrap_err().contains("at most 65536"));
     }
 }
