@@ -2,38 +2,21 @@
 
 use crate::suite::Case;
 
-mod common;
 mod cancellation;
+mod common;
 mod exclusion;
 mod failover;
 mod fencing;
 mod harness;
+mod history;
 mod lifecycle;
+mod names;
+mod order;
 mod release;
 mod revocation;
 mod run;
-mod status;
-
-/// All cases, for every store.
-pub(crate) fn all() -> Vec<Case> {
-    [
-        exclusion::cases(),
-        failover::cases(),
-        fencing::cases(),
-        harness::cases(),
-        lifecycle::cases(),
-        release::cases(),
-        revocation::cases(),
-        run::cases(),
-        status::cases(),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
-mod history;
-mod names;
-mod order;
 mod scale;
+mod status;
 mod unanswered;
 mod waiting;
 mod wants;
@@ -43,11 +26,18 @@ pub(crate) fn all() -> Vec<Case> {
     let promises = [
         cancellation::cases(),
         exclusion::cases(),
+        failover::cases(),
+        fencing::cases(),
         harness::cases(),
         history::cases(),
+        lifecycle::cases(),
         names::cases(),
         order::cases(),
+        release::cases(),
+        revocation::cases(),
+        run::cases(),
         scale::cases(),
+        status::cases(),
         unanswered::cases(),
         waiting::cases(),
     ];

@@ -89,7 +89,8 @@ async fn a_shutdown_releases_everything_once(ctx: Context) -> Result<(), Failed>
     assert_eq!(faults.calls(Verb::Open), 3);
     let clone = sync.clone();
     let (first, second) = tokio::join!(sync.shutdown(), clone.shutdown());
-    (first?, second?);
+    first?;
+    second?;
     for hold in held.iter().map(|guard| guard.hold()).chain([elected.hold()]) {
         assert_eq!(hold.revocation().map(|lost| lost.cause), Some(Cause::Closed));
     }

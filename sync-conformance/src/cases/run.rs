@@ -131,7 +131,7 @@ async fn a_run_releases_when_its_body_panics(ctx: Context) -> Result<(), Failed>
             }
         };
         let running = tokio::spawn(async move {
-            if leads { leader.run(work).await } else { lock.run(|hold| work(hold)).await }
+            if leads { leader.run(work).await } else { lock.run(&mut work).await }
         });
         let outcome = soon(&ctx, "the run ends", running).await?;
         assert!(outcome.is_err_and(|error| error.is_panic()));

@@ -219,7 +219,10 @@ async fn updates_at_once_keep_their_order(ctx: Context) -> Result<(), Failed> {
             elected.update(Node::new("c")),
             elected.update(Node::new("d")),
         );
-        (a?, b?, c?, d?);
+        a?;
+        b?;
+        c?;
+        d?;
         assert_eq!(seen(&ctx).await?.node.id, "d");
     }
     elected.resign().await?;
