@@ -100,7 +100,7 @@ async fn a_release_whose_answer_is_lost_says_released(ctx: Context) -> Result<()
         faults.next(Verb::End, fault);
         faults.next(Verb::End, fault);
         guard.release().await?;
-        assert_eq!(faults.calls(Verb::End), before + 3);
+        assert!(faults.calls(Verb::End) >= before + 3);
     }
     ctx.assert_nothing_left().await
 }
