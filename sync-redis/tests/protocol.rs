@@ -53,6 +53,20 @@ async fn nothing_but_the_counter_is_left_behind() {
 }
 
 #[tokio::test]
+async fn the_record_goes_with_its_claim_also_where_that_was_taken_away() {
+    let server = Server::start();
+    let a = Client::new(&server).await;
+    let (first, second) = (lock("a"), lock("a"));
+    a.held(&first).await;
+    let () = server.run("SET sync:lock:{a} other");
+    assert_eq!(a.end(&second).await, Ended::NotOurs);
+    assert_eq!(server.run::<i64>("EXISTS sync:lock:{a}:holder"), 1, "it is another's record");
+    assert_eq!(a.end(&first).await, Ended::NotOurs);
+    assert_eq!(server.run::<i64>("EXISTS sync:lock:{a}:holder"), 0);
+    assert_eq!(server.run::<String>("GET sync:lock:{a}"), "other");
+}
+
+#[tokio::test]
 async fn tokens_grow_also_within_100_us_and_after_flushall() {
     let server = Server::start();
     let a = Client::new(&server).await;

@@ -17,6 +17,13 @@ local function run()
   if held then
     redis.call('DEL', claim, KEYS[2])
     dirty = true
+  else
+    -- Its record outlives a claim that somebody else removed or overwrote.
+    local record = soft('GET', KEYS[2])
+    if type(record) == 'string' and record:find(nonce, 1, true) then
+      redis.call('DEL', KEYS[2])
+      dirty = true
+    end
   end
   if ARGV[3] ~= '0' then
     redis.call('SET', KEYS[5], '1', 'PX', ARGV[3])
