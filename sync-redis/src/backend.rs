@@ -23,6 +23,7 @@ use sync_core::{
 use crate::connection::{Connector, Link};
 use crate::error;
 use crate::follow::Follower;
+use crate::keys::{Keys, push_keys, void};
 use crate::script::{self, Reply};
 
 /// The longest time between two looks of one that waits. Each look is its heartbeat, and whoever
@@ -341,7 +342,7 @@ impl Backend for Redis {
         call.arg(&nonce)
             .arg(self.place(&nonce))
             .arg(millis(life))
-            .arg(&self.keys.wake)
+            .arg(self.keys.wake_prefix())
             .arg(news(claim.kind));
         let mut link = self.connector.link().await?;
         let reply = script::END.run(&mut link, &call, &nonce).await?;
@@ -387,55 +388,6 @@ impl fmt::Debug for Redis {
     }
 }
 
-/// The keys of a namespace. Pinned: other programs and other versions rely on them.
-#[derive(Debug)]
-pub(crate) struct Keys {
-    lock: String,
-    leader: String,
-    /// What comes before a coordinator in its channel's name.
-    wake: String,
-}
-
-impl Keys {
-    pub(crate) fn new(namespace: &sync_core::Namespace) -> Self {
-        let namespace = namespace.joined(':');
-        Self {
-            lock: format!("{namespace}:lock:{{"),
-            leader: format!("{namespace}:leader:{{"),
-            wake: format!("{namespace}:wake:"),
-        }
-    }
-
-    pub(crate) fn claim(&self, kind: Kind, name: &Name) -> String {
-        let prefix = match kind {
-            Kind::Lock => &self.lock,
-            Kind::Leader => &self.leader,
-        };
-        [prefix, &name.encoded(), "}"].concat()
-    }
-
-    pub(crate) fn wake(&self, coordinator: &str) -> String {
-        [&self.wake, coordinator].concat()
-    }
-}
-
-/// What stands beside a claim to keep late attempts of this nonce out.
-fn void(nonce: &str) -> String {
-    [":void:", nonce].concat()
-}
-
-/// Adds a claim's key and those beside it, in the order in which the script counts them.
-fn push_keys(command: &mut Cmd, claim: &str, beside: &[&str]) {
-    command.arg(claim);
-    let mut key = String::with_capacity(claim.len() + 40);
-    for suffix in beside {
-        key.clear();
-        key.push_str(claim);
-        key.push_str(suffix);
-        command.arg(&key);
-    }
-}
-
 /// Whether changes are published: elections have followers.
 fn news(kind: Kind) -> u8 {
     u8::from(kind == Kind::Leader)
@@ -467,18 +419,4 @@ fn sighting(mut reply: Reply) -> Result<Sighting, StoreError> {
         (version, Sighted { record: value, token: None })
     };
     Ok(Sighting { version, holder: Some(holder) })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_keys_are_pinned() {
-        let keys = Keys::new(&sync_core::Namespace::parse("billing/eu").unwrap());
-        let name = Name::parse("a/b{c}").unwrap();
-        assert_eq!(keys.claim(Kind::Lock, &name), "billing:eu:lock:{a=2Fb=7Bc=7D}");
-        assert_eq!(keys.claim(Kind::Leader, &name), "billing:eu:leader:{a=2Fb=7Bc=7D}");
-        assert_eq!(keys.wake("c0ffee"), "billing:eu:wake:c0ffee");
-    }
 }

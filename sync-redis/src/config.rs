@@ -9,8 +9,9 @@ use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Protocol
 use sync_core::backend::{Expiry, Profile};
 use sync_core::{Coordinator, Error, ErrorKind, Options};
 
-use crate::backend::{Keys, Redis};
+use crate::backend::Redis;
 use crate::connection::Connector;
+use crate::keys::Keys;
 use crate::probe;
 use crate::wake::Wakes;
 

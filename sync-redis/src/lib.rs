@@ -52,6 +52,7 @@ mod config;
 mod connection;
 mod error;
 mod follow;
+mod keys;
 mod probe;
 mod script;
 #[cfg(feature = "tls")]

@@ -3,9 +3,9 @@
 use redis::{Cmd, Pipeline, Value};
 use sync_core::{ErrorKind, Kind, Name, StoreError};
 
-use crate::backend::Keys;
 use crate::connection::Link;
 use crate::error;
+use crate::keys::Keys;
 use crate::script::{self, Reply};
 
 /// What an answer to the probe is recognised by.
