@@ -305,15 +305,17 @@ impl Context {
         let mut left = Vec::new();
         let look = async {
             loop {
-                left = self.0.store.leftovers(&self.0.server.url(), &self.0.namespace).await?;
-                if left.is_empty() {
-                    return Ok(());
+                match self.0.store.leftovers(&self.0.server.url(), &self.0.namespace).await {
+                    Ok(found) if found.is_empty() => return,
+                    Ok(found) => left = found,
+                    // A busy store is asked again.
+                    Err(failed) => left = vec![failed.to_text()],
                 }
                 sleep(Duration::from_millis(20)).await;
             }
         };
         match timeout(limit, look).await {
-            Ok(outcome) => outcome,
+            Ok(()) => Ok(()),
             Err(_) => Err(format!("left behind after {limit:?}: {}", left.join(", ")))?,
         }
     }

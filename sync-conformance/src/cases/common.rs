@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use sync_core::{BootClock, Clock, Error, ErrorKind, Moment};
+use sync_core::{BootClock, Cause, Clock, Error, ErrorKind, Hold, Moment};
 use tokio::time::timeout;
 
 use crate::context::Context;
@@ -17,6 +17,11 @@ pub(super) async fn soon<T>(
 ) -> Result<T, Failed> {
     let limit = ctx.long();
     Ok(timeout(limit, work).await.map_err(|_| format!("not within {limit:?}: {what}"))?)
+}
+
+/// Why the claim was lost, once its holder is told.
+pub(super) async fn told(ctx: &Context, hold: &Hold) -> Result<Cause, Failed> {
+    Ok(soon(ctx, "the holder is told", hold.revoked()).await?.cause)
 }
 
 /// The kind of the error that something failed with; `None` if it did not.

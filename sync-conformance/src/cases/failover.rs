@@ -319,9 +319,9 @@ async fn a_stopped_server_makes_nobody_wait_beyond_the_limit(ctx: Context) -> Re
     let options = ctx.options()?.request_timeout(Duration::from_millis(500));
     let (holder, sync) = (ctx.coordinator().await?, ctx.coordinator_with(options).await?);
     let guard = holder.lock("x").acquire().await?;
-    let waits = sync.lock("x").wait(Duration::from_secs(1));
+    let waits = |name: &str| sync.lock(name).wait(Duration::from_secs(1));
     let waiting = tokio::spawn({
-        let waits = waits.clone();
+        let waits = waits("x");
         async move { waits.acquire().await }
     });
     ctx.server().stop()?;
@@ -329,9 +329,9 @@ async fn a_stopped_server_makes_nobody_wait_beyond_the_limit(ctx: Context) -> Re
     let outcomes = async {
         let outcomes = [
             kind(waiting.await?),
-            kind(waits.acquire().await),
-            kind(sync.lock("y").try_acquire().await),
-            kind(sync.lock("y").holder().await),
+            kind(waits("y").acquire().await),
+            kind(sync.lock("z").try_acquire().await),
+            kind(sync.lock("z").holder().await),
         ];
         Ok::<_, Failed>((outcomes, began.elapsed()))
     };

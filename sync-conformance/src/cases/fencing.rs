@@ -8,7 +8,7 @@ use sync_core::{Environment, ErrorKind, Fence, FencingToken, Kind, Name};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::common::{kind, soon};
+use super::common::{kind, soon, told};
 use crate::child::Child;
 use crate::context::Context;
 use crate::failed::Failed;
@@ -177,7 +177,7 @@ async fn tokens_grow_after_the_key_was_removed(ctx: Context) -> Result<(), Faile
         let guard = soon(&ctx, "it is taken again", lock.acquire()).await??;
         tokens.push(guard.token());
         ctx.tamper(&lock.key()?, Tamper::Delete).await?;
-        soon(&ctx, "the holder is told", guard.revoked()).await?;
+        told(&ctx, &guard).await?;
     }
     assert!(grow(&tokens), "{tokens:?}");
     ctx.assert_nothing_left().await

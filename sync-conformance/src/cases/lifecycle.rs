@@ -7,7 +7,7 @@ use sync_core::{Cause, ErrorKind, Hold};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::StreamExt;
 
-use super::common::{kind, soon};
+use super::common::{kind, soon, told};
 use crate::context::Context;
 use crate::failed::Failed;
 use crate::fault::{Fault, Faults, Verb};
@@ -89,8 +89,7 @@ async fn a_shutdown_releases_everything_once(ctx: Context) -> Result<(), Failed>
     assert_eq!(faults.calls(Verb::Open), 3);
     let clone = sync.clone();
     let (first, second) = tokio::join!(sync.shutdown(), clone.shutdown());
-    first?;
-    second?;
+    first.and(second)?;
     for hold in held.iter().map(|guard| guard.hold()).chain([elected.hold()]) {
         assert_eq!(hold.revocation().map(|lost| lost.cause), Some(Cause::Closed));
     }
@@ -226,7 +225,7 @@ async fn guards_outlive_their_last_coordinator(ctx: Context) -> Result<(), Faile
     guard.release().await?;
     // A view keeps nothing alive.
     ctx.eventually(ctx.long(), || async { Ok(faults.calls(Verb::Close) == 1) }).await?;
-    assert_eq!(hold.revoked().await.cause, Cause::Released);
+    assert_eq!(told(&ctx, &hold).await?, Cause::Released);
     ctx.assert_nothing_left().await?;
     stays_quiet(&ctx, &faults).await
 }
@@ -301,8 +300,8 @@ async fn a_dedicated_session_has_a_fate_of_its_own(ctx: Context) -> Result<(), F
     let lost = shared.acquire().await?;
     let own = sync.lock("own").dedicated_session().acquire().await?;
     ctx.tamper(&shared.key()?, Tamper::EndSession).await?;
-    soon(&ctx, "the holder is told", lost.revoked()).await?;
-    soon(&ctx, "the other one on that session is told", beside.revoked()).await?;
+    told(&ctx, &lost).await?;
+    told(&ctx, &beside).await?;
     lives_on(&ctx, &own).await?;
     own.release().await?;
     drop((lost, beside));

@@ -6,7 +6,7 @@ use sync_core::backend::Loss;
 use sync_core::{Cause, Coordinator, ErrorKind, Options};
 use tokio::time::{Instant, sleep};
 
-use super::common::{kind, soon};
+use super::common::{kind, soon, told};
 use crate::context::Context;
 use crate::failed::Failed;
 use crate::fault::{Fault, Faults, Verb};
@@ -77,8 +77,8 @@ async fn releasing_what_was_lost_says_why(ctx: Context) -> Result<(), Failed> {
     let (sync, faults) = ctx.faulty().await?;
     let (guard, elected) = (sync.lock("x").acquire().await?, sync.leader("x").elect().await?);
     faults.lose(Loss::Session);
-    soon(&ctx, "the holder is told", guard.revoked()).await?;
-    soon(&ctx, "the leader is told", elected.revoked()).await?;
+    told(&ctx, &guard).await?;
+    told(&ctx, &elected).await?;
     for outcome in [guard.release().await, elected.resign().await] {
         let Err(error) = outcome else { return Err("it was released")? };
         assert_eq!(error.kind(), ErrorKind::Lost);
@@ -218,7 +218,7 @@ async fn a_resignation_is_a_release(ctx: Context) -> Result<(), Failed> {
     let hold = elected.hold();
     faults.next(Verb::End, Fault::LoseAnswer);
     elected.resign().await?;
-    assert_eq!(hold.revoked().await.cause, Cause::Released);
+    assert_eq!(told(&ctx, &hold).await?, Cause::Released);
     drop(sync.leader("x").elect().await?);
     ctx.assert_nothing_left().await
 }

@@ -7,7 +7,7 @@ use sync_core::{Cause, ErrorKind, Hold};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::common::{kind, now, on_one_thread, soon};
+use super::common::{kind, now, on_one_thread, soon, told};
 use crate::context::Context;
 use crate::failed::Failed;
 use crate::fault::{Fault, Verb};
@@ -68,8 +68,7 @@ async fn a_partitioned_holder_is_told(ctx: Context) -> Result<(), Failed> {
     let elected = sync.leader("x").elect().await?;
     route.black_hole();
     is_followed(&ctx, guard.hold()).await?;
-    let lost = soon(&ctx, "the leader is told", elected.revoked()).await?;
-    assert_eq!(lost.cause, Cause::Deadline);
+    assert_eq!(told(&ctx, &elected).await?, Cause::Deadline);
     drop((guard, elected));
     route.heal();
     ctx.assert_nothing_left_within(ctx.long()).await
@@ -154,8 +153,7 @@ async fn a_removed_key_is_told(ctx: Context) -> Result<(), Failed> {
     let lock = sync.lock("x");
     let (guard, beside) = (lock.acquire().await?, sync.lock("y").acquire().await?);
     ctx.tamper(&lock.key()?, Tamper::Delete).await?;
-    let lost = soon(&ctx, "the holder is told", guard.revoked()).await?;
-    assert_eq!(lost.cause, Cause::Key);
+    assert_eq!(told(&ctx, &guard).await?, Cause::Key);
     assert!(!guard.is_valid());
     assert!(beside.is_valid(), "another key of the same session was not touched");
     assert_eq!(kind(guard.release().await), Some(ErrorKind::Lost));
@@ -170,8 +168,7 @@ async fn an_overwritten_key_is_told(ctx: Context) -> Result<(), Failed> {
     let lock = sync.lock("x");
     let guard = lock.acquire().await?;
     ctx.tamper(&lock.key()?, Tamper::Overwrite).await?;
-    let lost = soon(&ctx, "the holder is told", guard.revoked()).await?;
-    assert_eq!(lost.cause, Cause::Key);
+    assert_eq!(told(&ctx, &guard).await?, Cause::Key);
     assert!(!guard.is_valid());
     assert_eq!(kind(guard.release().await), Some(ErrorKind::Lost));
     Ok(())
@@ -183,8 +180,7 @@ async fn an_ended_session_is_told(ctx: Context) -> Result<(), Failed> {
     let (guard, beside) = (lock.acquire().await?, sync.lock("y").acquire().await?);
     ctx.tamper(&lock.key()?, Tamper::EndSession).await?;
     for hold in [guard.hold(), beside.hold()] {
-        let lost = soon(&ctx, "the holder is told", hold.revoked()).await?;
-        assert_eq!(lost.cause, Cause::Session);
+        assert_eq!(told(&ctx, &hold).await?, Cause::Session);
         assert!(!hold.is_valid());
     }
     assert_eq!(kind(guard.release().await), Some(ErrorKind::Lost));
@@ -201,8 +197,7 @@ async fn a_lost_session_takes_all_its_claims_along(ctx: Context) -> Result<(), F
     let elected = sync.leader("a").elect().await?;
     faults.lose(Loss::Session);
     for hold in held.iter().map(|guard| guard.hold()).chain([elected.hold()]) {
-        let lost = soon(&ctx, "each holder is told", hold.revoked()).await?;
-        assert_eq!(lost.cause, Cause::Session);
+        assert_eq!(told(&ctx, &hold).await?, Cause::Session);
     }
     // Its guards are still there, and in nobody's way.
     let again = soon(&ctx, "it is taken again", lock.acquire()).await??;
@@ -218,13 +213,13 @@ async fn a_release_is_told_and_its_news_outlive_the_guard(ctx: Context) -> Resul
     let hold = guard.hold();
     guard.release().await?;
     assert!(!hold.is_valid());
-    assert_eq!(hold.revoked().await.cause, Cause::Released);
+    assert_eq!(told(&ctx, &hold).await?, Cause::Released);
 
     let elected = sync.leader("x").elect().await?;
     let hold = elected.hold();
     drop(elected);
     assert!(!hold.is_valid(), "from when it is dropped on");
-    assert_eq!(hold.revoked().await.cause, Cause::Released);
+    assert_eq!(told(&ctx, &hold).await?, Cause::Released);
     ctx.assert_nothing_left().await
 }
 
@@ -279,7 +274,7 @@ async fn a_cancellation_token_is_cancelled_though_nobody_else_waits(
     assert!(!token.is_cancelled());
     soon(&ctx, "the token is cancelled", token.cancelled()).await?;
     assert!(now() >= guard.deadline(), "not before its time");
-    assert_eq!(guard.revoked().await.cause, Cause::Deadline);
+    assert_eq!(told(&ctx, &guard).await?, Cause::Deadline);
     Ok(())
 }
 
@@ -304,7 +299,7 @@ async fn a_program_that_slept_sees_the_loss_at_its_first_look(ctx: Context) -> R
         std::thread::sleep(ctx.ttl() + Duration::from_millis(200));
         assert!(!guard.is_valid());
         assert!(token.is_cancelled(), "the look has told it to everybody");
-        let lost = guard.revoked().await;
+        let lost = soon(&ctx, "the holder is told", guard.revoked()).await?;
         assert_eq!((lost.cause, lost.at), (Cause::Deadline, guard.deadline()));
         // Nobody competed, and it can be taken again at once.
         let again = soon(&ctx, "it is taken again", lock.acquire()).await??;
@@ -350,7 +345,7 @@ async fn a_late_reply_revives_nothing(ctx: Context) -> Result<(), Failed> {
         sleep(Duration::from_millis(100)).await;
         for guard in [looked_at, unlooked_at] {
             assert!(!guard.is_valid());
-            assert_eq!(guard.revoked().await.cause, Cause::Deadline);
+            assert_eq!(told(&ctx, &guard).await?, Cause::Deadline);
             assert!(guard.deadline() <= deadline);
         }
         assert_eq!(ctx.judge()?.extensions, 0);
@@ -464,7 +459,7 @@ async fn after_a_loss_a_handle_can_acquire_again_at_once(ctx: Context) -> Result
     let lock = sync.lock("x");
     faults.always(Verb::Renew, Fault::Hang);
     let lost = lock.acquire().await?;
-    soon(&ctx, "the holder is told", lost.revoked()).await?;
+    told(&ctx, &lost).await?;
     faults.heal();
     let again = soon(&ctx, "it is taken again", lock.acquire()).await??;
     assert!(again.token() > lost.token());

@@ -11,7 +11,7 @@ use sync_core::{Cause, ErrorKind, Hold, Leader, LeaderStatus};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use super::common::{kind, on_one_thread, soon};
+use super::common::{kind, on_one_thread, soon, told};
 use crate::context::Context;
 use crate::failed::Failed;
 use crate::fault::{Fault, Faults, Verb};
@@ -63,7 +63,7 @@ async fn a_run_releases_after_its_body(ctx: Context) -> Result<(), Failed> {
     };
     let hold = sync.lock("x").run(work).await??;
     assert_eq!(end.recv().await, Some(0), "nothing had been ended yet");
-    assert_eq!(hold.revoked().await.cause, Cause::Released);
+    assert_eq!(told(&ctx, &hold).await?, Cause::Released);
     ctx.assert_nothing_left_within(Duration::from_millis(500)).await
 }
 
@@ -205,14 +205,14 @@ async fn a_leaders_run_campaigns_again_after_a_loss(ctx: Context) -> Result<(), 
     let first = soon(&ctx, "it leads", terms.recv()).await?.ok_or("it does not lead")?;
     assert_eq!(leader.status(), LeaderStatus::Elected);
     faults.always(Verb::Renew, Fault::LoseRequest);
-    soon(&ctx, "it is told", first.revoked()).await?;
+    told(&ctx, &first).await?;
     faults.heal();
     let second = soon(&ctx, "it leads again", terms.recv()).await?.ok_or("it has ended")?;
     faults.lose(Loss::Session);
     let third = soon(&ctx, "it leads again", terms.recv()).await?.ok_or("it has ended")?;
     assert_eq!(soon(&ctx, "the run ends", running).await???, "done");
     assert!(first.token() < second.token() && second.token() < third.token());
-    assert_eq!(third.revoked().await.cause, Cause::Released);
+    assert_eq!(told(&ctx, &third).await?, Cause::Released);
     assert_eq!(leader.status(), LeaderStatus::Follower);
     ctx.assert_nothing_left().await
 }

@@ -9,7 +9,7 @@ use sync_core::{
 use tokio::time::{sleep, timeout};
 use tokio_stream::StreamExt;
 
-use super::common::{kind, on_one_thread, soon};
+use super::common::{kind, on_one_thread, soon, told};
 use crate::context::Context;
 use crate::failed::Failed;
 use crate::fault::{Fault, Faults, Verb};
@@ -94,7 +94,7 @@ async fn the_status_reads_the_clock(ctx: Context) -> Result<(), Failed> {
         let elected = leader.elect().await?;
         std::thread::sleep(ctx.ttl() + Duration::from_millis(200));
         assert_eq!(leader.status(), LeaderStatus::Follower);
-        assert_eq!(elected.revoked().await.cause, Cause::Deadline);
+        assert_eq!(told(&ctx, &elected).await?, Cause::Deadline);
         let again = soon(&ctx, "it is elected again", leader.elect()).await??;
         assert_eq!(leader.status(), LeaderStatus::Elected);
         again.resign().await?;
@@ -219,10 +219,7 @@ async fn updates_at_once_keep_their_order(ctx: Context) -> Result<(), Failed> {
             elected.update(Node::new("c")),
             elected.update(Node::new("d")),
         );
-        a?;
-        b?;
-        c?;
-        d?;
+        a.and(b).and(c).and(d)?;
         assert_eq!(seen(&ctx).await?.node.id, "d");
     }
     elected.resign().await?;
@@ -263,7 +260,7 @@ async fn an_update_of_whose_key_was_removed_is_lost(ctx: Context) -> Result<(), 
     ctx.tamper(&leader.key()?, Tamper::Delete).await?;
     let updated = soon(&ctx, "the update ends", elected.update(Node::new("gone"))).await?;
     assert_eq!(kind(updated), Some(ErrorKind::Lost));
-    assert_eq!(elected.revoked().await.cause, Cause::Key);
+    assert_eq!(told(&ctx, &elected).await?, Cause::Key);
     assert_eq!(leader.leader().await?, None);
     ctx.assert_nothing_left().await
 }
@@ -397,8 +394,8 @@ async fn a_stream_shows_nobody_who_never_led(ctx: Context) -> Result<(), Failed>
     let trying = async {
         for _ in 0..20 {
             assert!(candidate.try_elect().await?.is_none());
-            let impatient = candidate.clone().wait(Duration::from_millis(10));
-            assert_eq!(kind(impatient.elect().await), Some(ErrorKind::Timeout));
+            // Not even the store's first answer may have come by then.
+            assert!(candidate.clone().wait(Duration::from_millis(20)).elect().await.is_err());
         }
         elected.update(Node::new("led")).await?;
         Ok::<_, Failed>(elected)
