@@ -225,12 +225,17 @@ impl Entry {
                 Err(error) => error,
             };
             repeated |= !error.settled();
-            let overdue = clock.now() >= give_up;
-            // Where the session lives on, what is left on it would do so too; where it is about to
-            // be closed, that ends what is left.
-            let closing = self.session.only_waits_for_ends()
-                && (!error.is_transient() || clock.now() >= began + shared.options.release_timeout);
-            if closing || (overdue && shared.profile.expiry == Expiry::Claim) {
+            let now = clock.now();
+            let hopeless = match shared.profile.expiry {
+                Expiry::Claim => now >= give_up,
+                // Where the session lives on, what is left on it would do so too; where it is about
+                // to be closed, that ends what is left.
+                Expiry::Session => {
+                    self.session.only_waits_for_ends()
+                        && (!error.is_transient() || now >= began + shared.options.release_timeout)
+                }
+            };
+            if hopeless {
                 return Err(error);
             }
             if !error.is_transient() && !refused {
