@@ -87,11 +87,12 @@ impl Redis {
         [&self.coordinator, "-", nonce].concat()
     }
 
-    fn blocked(&self, left: i64, first: bool) -> Ticket {
+    /// A place in a line, given what is left of the claim's key if it expires.
+    fn blocked(&self, left: Option<u64>, first: bool) -> Ticket {
         let look = self.environment.jitter(LOOK);
         // Only the first in line can take what expires; the others would look in vain.
-        let look_after = match u64::try_from(left) {
-            Ok(left) if first => look.min(Duration::from_millis(left + 1)),
+        let look_after = match left {
+            Some(left) if first => look.min(Duration::from_millis(left.saturating_add(1))),
             _ => look,
         };
         Ticket { look_after: Some(look_after), ..Ticket::default() }
@@ -131,9 +132,9 @@ impl Redis {
                 }
                 let nonce = held.claim.nonce;
                 match Reply::read(answer, &nonce.to_hex(), link) {
-                    Ok(mut reply) => match reply.status() {
+                    Ok(reply) => match reply.status() {
                         "extended" => {
-                            let left = reply.number().and_then(|left| u64::try_from(left).ok());
+                            let left = reply.words().next().and_then(|left| left.parse().ok());
                             early += usize::from(left < reckoned);
                             known.push((nonce, Renewed::Extended(session.ttl)));
                         }
@@ -272,7 +273,7 @@ impl Backend for Redis {
         };
         let attempt = match reply.status() {
             "held" => {
-                let token = reply.text().and_then(|token| token.parse().ok());
+                let token = reply.words().next().and_then(|token| token.parse().ok());
                 let record = reply.bytes().map(Arc::from);
                 Attempt::Held(Grant {
                     token: FencingToken::new(token.ok_or_else(|| reply.unexpected())?),
@@ -281,8 +282,9 @@ impl Backend for Redis {
                 })
             }
             "blocked" => {
-                let (left, first) = (reply.number(), reply.number());
-                return Ok(Attempt::Blocked(self.blocked(left.unwrap_or(-1), first == Some(1))));
+                let mut words = reply.words();
+                let left = words.next().and_then(|left| left.parse().ok());
+                return Ok(Attempt::Blocked(self.blocked(left, words.next() == Some("1"))));
             }
             "void" => Attempt::Anew,
             // Ours, but nobody can say with which token; a fresh one might not be greater.
@@ -405,13 +407,14 @@ fn sighting(mut reply: Reply) -> Result<Sighting, StoreError> {
         "held" => {}
         _ => return Err(reply.unexpected()),
     }
-    let (Some(value), Some(record), Some(token)) = (reply.bytes(), reply.bytes(), reply.text())
+    let (Some(value), Some(record), Some(token)) = (reply.bytes(), reply.bytes(), reply.bytes())
     else {
         return Err(reply.unexpected());
     };
     let nonce = std::str::from_utf8(&value).ok().and_then(Nonce::from_hex);
     let (version, holder) = if nonce.is_some() && record_nonce(&record) == nonce {
-        let token = token.parse().ok().map(FencingToken::new);
+        let token = std::str::from_utf8(&token).ok().and_then(|token| token.parse().ok());
+        let token = token.map(FencingToken::new);
         // As a grant has it; the nonce in the record tells acquisitions apart.
         (Version::new(record.clone()), Sighted { record, token })
     } else {

@@ -23,11 +23,8 @@ pub(crate) async fn probe(link: &mut Link, keys: &Keys, channel: &str) -> Result
     }
     let mut answers = link.send_all(&batch).await?.into_iter();
     for _ in 0..2 {
-        let mut reply = Reply::read(answers.next().unwrap_or(Value::Nil), ECHO, link)?;
-        let mut missing = Vec::new();
-        while let Some(command) = reply.text() {
-            missing.push(command);
-        }
+        let reply = Reply::read(answers.next().unwrap_or(Value::Nil), ECHO, link)?;
+        let missing: Vec<&str> = reply.words().collect();
         if !missing.is_empty() {
             let commands = missing.join(", ");
             let reason = format!("this user may not run {commands} on the namespace's keys");

@@ -103,10 +103,11 @@ impl Source {
     }
 }
 
-/// What a script answered: a word and what belongs to it.
+/// What a script answered: a status, words that belong to it, and what may hold any bytes.
 #[derive(Debug)]
 pub(crate) struct Reply {
     status: String,
+    words: String,
     values: std::vec::IntoIter<Value>,
 }
 
@@ -114,29 +115,41 @@ impl Reply {
     /// Reads an answer that must name `echo`: an answer to somebody else's question must not
     /// grant anything.
     pub(crate) fn read(value: Value, echo: &str, link: &Link) -> Result<Self, StoreError> {
-        let values = match value {
-            Value::Array(values) => values,
+        let mut values = match value {
+            Value::BulkString(line) => return Self::of(&line, Vec::new(), echo, link),
+            Value::Array(values) => values.into_iter(),
             Value::ServerError(error) => return Err(link.replied(&error::text(&error))),
             _ => return Err(link.off_by_one()),
         };
-        let mut values = values.into_iter();
         match values.next() {
-            Some(Value::BulkString(named)) if named == echo.as_bytes() => {}
-            _ => return Err(link.off_by_one()),
+            Some(Value::BulkString(line)) => Self::of(&line, values.collect(), echo, link),
+            _ => Err(link.off_by_one()),
         }
-        let mut reply = Self { status: String::new(), values };
-        reply.status = reply.text().ok_or_else(|| link.off_by_one())?;
-        if reply.status == "refused" {
-            let why = reply.text().unwrap_or_default();
-            return Err(link.refused(&why));
+    }
+
+    fn of(line: &[u8], values: Vec<Value>, echo: &str, link: &Link) -> Result<Self, StoreError> {
+        let line = String::from_utf8_lossy(line);
+        let Some(rest) = line.strip_prefix(echo).and_then(|rest| rest.strip_prefix(' ')) else {
+            return Err(link.off_by_one());
+        };
+        let (status, words) = rest.split_once(' ').unwrap_or((rest, ""));
+        if status == "refused" {
+            return Err(link.refused(words));
         }
-        Ok(reply)
+        let (status, words) = (status.to_owned(), words.to_owned());
+        Ok(Self { status, words, values: values.into_iter() })
     }
 
     pub(crate) fn status(&self) -> &str {
         &self.status
     }
 
+    /// The words after the status.
+    pub(crate) fn words(&self) -> impl Iterator<Item = &str> {
+        self.words.split_ascii_whitespace()
+    }
+
+    /// The next of what may hold any bytes.
     pub(crate) fn bytes(&mut self) -> Option<Vec<u8>> {
         match self.values.next() {
             Some(Value::BulkString(bytes)) => Some(bytes),
@@ -144,22 +157,8 @@ impl Reply {
         }
     }
 
-    pub(crate) fn text(&mut self) -> Option<String> {
-        self.bytes().and_then(|bytes| String::from_utf8(bytes).ok())
-    }
-
-    pub(crate) fn number(&mut self) -> Option<i64> {
-        match self.values.next() {
-            Some(Value::Int(number)) => Some(number),
-            _ => None,
-        }
-    }
-
     /// An answer that fits none of those that the script gives.
     pub(crate) fn unexpected(&self) -> StoreError {
-        StoreError::unknown(format!(
-            "the server's answer {:?} is none that was expected",
-            self.status
-        ))
+        StoreError::unknown(format!("{:?} is no answer that was expected", self.status))
     }
 }

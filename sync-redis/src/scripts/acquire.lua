@@ -3,64 +3,64 @@
 -- KEYS  claim, token, holder, line, beat, void
 -- ARGV  nonce, ttl (ms), record, place, queue ('1' or '0'), news ('1': publish the change)
 --
--- Answers nonce, then one of
---   held, token, and the record if it was held before
---   blocked, PTTL of the claim, 1 if first in line
+-- Answers the nonce, then one of
+--   held TOKEN, and apart the record if it was held before
+--   blocked PTTL-OF-CLAIM FIRST, where FIRST is 1 for the first in line
 --   void: this nonce was abandoned
 --   lost: the claim is this nonce's, but its token is gone
---   refused, why: nothing was done
+--   refused WHY: nothing was done
 local function run()
   local claim, holder, line, beat = KEYS[1], KEYS[3], KEYS[4], KEYS[5]
   local nonce, ttl, place = ARGV[1], ARGV[2], ARGV[4]
-  local last = redis.call('GET', KEYS[2])
+  local last = call('GET', KEYS[2])
   local now, token = clock()
   local first
 
   -- The usual case costs one look: nobody holds, nobody waits, nothing was abandoned.
-  if redis.call('EXISTS', claim, holder, line, KEYS[6]) > 0 then
-    local owner = redis.call('GET', claim)
-    redis.call('STRLEN', holder) -- refuses another type before anything is written
-    if redis.call('EXISTS', KEYS[6]) == 1 then return {nonce, 'void'} end
+  if call('EXISTS', claim, holder, line, KEYS[6]) > 0 then
+    local owner = call('GET', claim)
+    call('STRLEN', holder) -- refuses another type before anything is written
+    if call('EXISTS', KEYS[6]) == 1 then return nonce .. ' void' end
     if owner == nonce then
-      if not last then return {nonce, 'lost'} end
-      redis.call('PEXPIRE', claim, ttl)
+      if not last then return nonce .. ' lost' end
+      call('PEXPIRE', claim, ttl)
       dirty = true
-      redis.call('PEXPIRE', KEYS[2], TOKEN_LIFE)
+      call('PEXPIRE', KEYS[2], TOKEN_LIFE)
       -- The record may have been changed since: it stays as it is, and is told.
-      local record = redis.call('GET', holder) or ARGV[3]
-      redis.call('SET', holder, record, 'PX', ttl)
-      return {nonce, 'held', last, record}
+      local record = call('GET', holder) or ARGV[3]
+      call('SET', holder, record, 'PX', ttl)
+      return {nonce .. ' held ' .. last, record}
     end
-    redis.call('ZCARD', beat)
+    call('ZCARD', beat)
     first = first_in_line(line, beat, now)
     if owner or (first and first ~= place) then
       if ARGV[5] == '1' then
-        redis.call('ZADD', line, 'NX', token, place)
+        call('ZADD', line, 'NX', token, place)
         dirty = true
-        redis.call('ZADD', beat, token, place)
-        redis.call('PEXPIRE', line, LINE_LIFE)
-        redis.call('PEXPIRE', beat, LINE_LIFE)
+        call('ZADD', beat, token, place)
+        call('PEXPIRE', line, LINE_LIFE)
+        call('PEXPIRE', beat, LINE_LIFE)
         first = first or place
       end
-      return {nonce, 'blocked', redis.call('PTTL', claim), first == place and 1 or 0}
+      return nonce .. ' blocked ' .. call('PTTL', claim) .. (first == place and ' 1' or ' 0')
     end
   end
 
   if last then
     last = tonumber(last)
     if not (last and last >= 0 and last < 9007199254740991) then
-      return {nonce, 'refused', 'WRONGTYPE the value of ' .. KEYS[2] .. ' is no token'}
+      return nonce .. ' refused WRONGTYPE the value of ' .. KEYS[2] .. ' is no token'
     end
     if last >= now then token = string.format('%.0f', last + 1) end
   end
-  redis.call('SET', claim, nonce, 'PX', ttl)
+  call('SET', claim, nonce, 'PX', ttl)
   dirty = true
-  redis.call('SET', holder, ARGV[3], 'PX', ttl)
-  redis.call('SET', KEYS[2], token, 'PX', TOKEN_LIFE)
+  call('SET', holder, ARGV[3], 'PX', ttl)
+  call('SET', KEYS[2], token, 'PX', TOKEN_LIFE)
   if first then
-    redis.call('ZREM', line, place)
-    redis.call('ZREM', beat, place)
+    call('ZREM', line, place)
+    call('ZREM', beat, place)
   end
   if ARGV[6] == '1' then redis.pcall('PUBLISH', claim, 'held') end
-  return {nonce, 'held', token}
+  return nonce .. ' held ' .. token
 end

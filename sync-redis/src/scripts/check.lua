@@ -5,7 +5,7 @@
 --
 -- Answers ARGV[1], `missing`, and their names.
 local function run()
-  local missing = {ARGV[1], 'missing'}
+  local missing = ARGV[1] .. ' missing'
   if not redis.acl_check_cmd then return missing end -- before Redis 7
   local commands = {
     {'EXISTS'}, {'GET'}, {'SET', 'v'}, {'DEL'}, {'PTTL'}, {'PEXPIRE', '1'}, {'STRLEN'},
@@ -17,10 +17,10 @@ local function run()
     -- Some may use only locks, or only elections.
     if not redis.acl_check_cmd(name, ARGV[2], unpack(command))
       and not redis.acl_check_cmd(name, ARGV[3], unpack(command)) then
-      missing[#missing + 1] = name
+      missing = missing .. ' ' .. name
     end
   end
-  if not redis.acl_check_cmd('TIME') then missing[#missing + 1] = 'TIME' end
-  if not redis.acl_check_cmd('PUBLISH', ARGV[4], 'v') then missing[#missing + 1] = 'PUBLISH' end
+  if not redis.acl_check_cmd('TIME') then missing = missing .. ' TIME' end
+  if not redis.acl_check_cmd('PUBLISH', ARGV[4], 'v') then missing = missing .. ' PUBLISH' end
   return missing
 end

@@ -4,7 +4,7 @@
 -- KEYS  claim, holder, line, beat, void
 -- ARGV  nonce, place, life of the marker (ms) or '0', prefix of the wake channels, news
 --
--- Answers nonce, then `held`, `queued` or `nothing`: what there was to end.
+-- Answers the nonce, then `held`, `queued` or `nothing`: what there was to end.
 local function run()
   local claim, line, beat = KEYS[1], KEYS[3], KEYS[4]
   local nonce, place = ARGV[1], ARGV[2]
@@ -15,18 +15,18 @@ local function run()
 
   local held = owner == nonce
   if held then
-    redis.call('DEL', claim, KEYS[2])
+    call('DEL', claim, KEYS[2])
     dirty = true
   else
     -- Its record outlives a claim that somebody else removed or overwrote.
     local record = soft('GET', KEYS[2])
     if type(record) == 'string' and record:find(nonce, 1, true) then
-      redis.call('DEL', KEYS[2])
+      call('DEL', KEYS[2])
       dirty = true
     end
   end
   if ARGV[3] ~= '0' then
-    redis.call('SET', KEYS[5], '1', 'PX', ARGV[3])
+    call('SET', KEYS[5], '1', 'PX', ARGV[3])
     dirty = true
   end
   -- Also where nobody waits: a replica refuses to write, and what it does not know of may yet be
@@ -45,5 +45,5 @@ local function run()
     end
   end
   if held and ARGV[5] == '1' then redis.pcall('PUBLISH', claim, 'ended') end
-  return {nonce, held and 'held' or queued and 'queued' or 'nothing'}
+  return nonce .. (held and ' held' or queued and ' queued' or ' nothing')
 end

@@ -3,7 +3,11 @@
 -- Nothing that `run` raises leaves the script as an error: tail.lua tells apart what was refused
 -- before the first write, and so was not done, from what broke half-way. A script sets `dirty`
 -- right after its first write.
+--
+-- An answer is a line of words, the first of which names the question; an array has one at its
+-- head, and after it what may hold any bytes. One string is quicker to make and to read than three.
 local dirty = false
+local call = redis.call
 
 -- In milliseconds, as text: each number that is given to a command is printed anew each time.
 local TOKEN_LIFE = '604800000' -- of the counter of a name that nobody uses
@@ -14,7 +18,7 @@ local PATIENCE = 3000000
 -- The server's time in microseconds since 1970, as a number and as text. Not by tostring: it
 -- rounds to 14 digits, and two grants within 100 us would have the same token.
 local function clock()
-  local time = redis.call('TIME')
+  local time = call('TIME')
   local text = time[1] .. ('00000' .. time[2]):sub(-6)
   return tonumber(text), text
 end
@@ -24,9 +28,9 @@ end
 local function first_in_line(line, beat, now)
   local count, first = 1, nil
   for _ = 1, 20 do -- what is left then is left to the next look
-    local places = redis.call('ZRANGE', line, 0, count - 1)
+    local places = call('ZRANGE', line, 0, count - 1)
     if #places == 0 then return nil end
-    local beats = redis.call('ZMSCORE', beat, unpack(places))
+    local beats = call('ZMSCORE', beat, unpack(places))
     local dead = {}
     for i, place in ipairs(places) do
       first = place
@@ -35,14 +39,14 @@ local function first_in_line(line, beat, now)
       dead[i], first = place, nil
     end
     if #dead > 0 then
-      redis.call('ZREM', line, unpack(dead))
+      call('ZREM', line, unpack(dead))
       dirty = true
-      redis.call('ZREM', beat, unpack(dead))
+      call('ZREM', beat, unpack(dead))
     end
     if first then return first end
     count = 1000
   end
-  return redis.call('ZRANGE', line, 0, 0)[1]
+  return call('ZRANGE', line, 0, 0)[1]
 end
 
 -- What a command answers; a table where the key holds another type, and so is not ours.

@@ -3,19 +3,19 @@
 -- KEYS  claim, holder, token
 -- ARGV  nonce, ttl (ms), token
 --
--- Answers nonce, then `extended` with the PTTL that was left, or `lost`.
+-- Answers the nonce, then `extended` with the PTTL that was left, or `lost`.
 local function run()
   local claim = KEYS[1]
   if soft('GET', claim) ~= ARGV[1] then
-    redis.call('PEXPIRE', KEYS[3], TOKEN_LIFE) -- refused by a replica, which may know too little
-    return {ARGV[1], 'lost'}
+    call('PEXPIRE', KEYS[3], TOKEN_LIFE) -- refused by a replica, which may know too little
+    return ARGV[1] .. ' lost'
   end
-  local left = redis.call('PTTL', claim)
-  redis.call('PEXPIRE', claim, ARGV[2])
+  local left = call('PTTL', claim)
+  call('PEXPIRE', claim, ARGV[2])
   dirty = true
-  redis.call('PEXPIRE', KEYS[2], ARGV[2])
-  if redis.call('PEXPIRE', KEYS[3], TOKEN_LIFE) == 0 then
-    redis.call('SET', KEYS[3], ARGV[3], 'PX', TOKEN_LIFE)
+  call('PEXPIRE', KEYS[2], ARGV[2])
+  if call('PEXPIRE', KEYS[3], TOKEN_LIFE) == 0 then
+    call('SET', KEYS[3], ARGV[3], 'PX', TOKEN_LIFE)
   end
-  return {ARGV[1], 'extended', left}
+  return ARGV[1] .. ' extended ' .. left
 end
