@@ -1,5 +1,6 @@
 //! From wanting a name to holding it: try, wait, try again; and whatever ends it on the way.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -40,16 +41,24 @@ pub(crate) struct Acquisition {
 
 /// What an acquisition under way can say to the caller whose wait is used up.
 #[derive(Debug, Default)]
-pub(crate) struct Progress(Mutex<Option<StoreError>>);
+pub(crate) struct Progress {
+    had_its_turn: AtomicBool,
+    trouble: Mutex<Option<StoreError>>,
+}
 
 impl Progress {
+    /// Whether it got as far as to speak to the store.
+    pub(crate) fn had_its_turn(&self) -> bool {
+        self.had_its_turn.load(Ordering::Acquire)
+    }
+
     /// The latest thing that went wrong, unless the store has said since that the name is taken.
     pub(crate) fn trouble(&self) -> Option<StoreError> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     fn set(&self, trouble: Option<StoreError>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 }
 
@@ -80,6 +89,7 @@ impl Acquisition {
         let mut turn = Some(turn);
         let mut backoff = Backoff::new();
         let mut tries = 0;
+        self.progress.had_its_turn.store(true, Ordering::Release);
         self.progress.set(Some(StoreError::unknown("the store did not answer within the wait")));
         loop {
             if self.is_stopped(&gone) {

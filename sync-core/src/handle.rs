@@ -107,7 +107,9 @@ impl Wanting {
                 Some(outcome) => outcome,
                 None => Err(match progress.trouble() {
                     Some(error) => Error::from_store(self.what(self.verb()), error),
-                    None if self.is_being_given_back() => self.not_given_back(),
+                    None if !progress.had_its_turn() && self.is_being_given_back() => {
+                        self.not_given_back()
+                    }
                     None => self.used_up(wait),
                 }),
             },
