@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use sync_core::backend::{Expiry, Loss};
 use sync_core::{Cause, Coordinator, ErrorKind, FencingToken, LockGuard, Options};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
@@ -11,7 +10,6 @@ use super::common::{kind, soon};
 use crate::child::Child;
 use crate::context::Context;
 use crate::failed::Failed;
-use crate::fault::Verb;
 use crate::suite::{Case, Need};
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -27,9 +25,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new(killed_leaders_are_followed_by_those_who_campaign).needs(PROCESS),
         Case::new(a_killed_waiter_blocks_nobody).needs(PROCESS),
         Case::new(a_stopped_waiter_blocks_nobody_and_waits_on).needs(PROCESS),
-        Case::new(a_waiter_whose_own_session_died_starts_anew),
         Case::new(a_holder_outlives_a_restart_of_the_store).needs(SERVER),
-        Case::new(a_waiter_outlives_a_restart_of_the_store).needs(SERVER),
         Case::new(a_store_that_forgets_what_was_held_is_told_of).needs(SERVER),
         Case::new(a_stopped_server_makes_nobody_wait_beyond_the_limit).needs(SERVER),
         Case::new(a_waiter_outlives_a_stopped_server).needs(SERVER),
@@ -224,23 +220,6 @@ async fn a_stopped_waiter_blocks_nobody_and_waits_on(ctx: Context) -> Result<(),
     ctx.assert_nothing_left_within(ctx.long()).await
 }
 
-async fn a_waiter_whose_own_session_died_starts_anew(ctx: Context) -> Result<(), Failed> {
-    if ctx.backend().await?.profile().expiry == Expiry::Claim {
-        return Err(Failed::skipped("sessions never die by themselves here"));
-    }
-    let guard = ctx.coordinator().await?.lock("x").acquire().await?;
-    let (sync, faults) = ctx.faulty().await?;
-    let waiting = acquiring(&sync);
-    soon(&ctx, "it waits", faults.called(Verb::Wait, 1)).await?;
-    faults.lose(Loss::Session);
-    soon(&ctx, "it opens another", faults.called(Verb::Open, 2)).await?;
-    soon(&ctx, "it waits again", faults.called(Verb::Wait, 2)).await?;
-    guard.release().await?;
-    let guard = soon(&ctx, "the waiter gets it", waiting).await???;
-    guard.release().await?;
-    ctx.assert_nothing_left().await
-}
-
 /// A coordinator on a server that may be gone for a while: the TTL outlasts that.
 async fn patient(ctx: &Context) -> Result<Coordinator, Failed> {
     ctx.coordinator_with(ctx.options()?.ttl(ctx.ttl() * 5)).await
@@ -264,27 +243,6 @@ async fn a_holder_outlives_a_restart_of_the_store(ctx: Context) -> Result<(), Fa
     guard.release().await?;
     elected.resign().await?;
     ctx.assert_nothing_left().await
-}
-
-async fn a_waiter_outlives_a_restart_of_the_store(ctx: Context) -> Result<(), Failed> {
-    let sync = patient(&ctx).await?;
-    let guard = sync.lock("x").acquire().await?;
-    let waiting = acquiring(&patient(&ctx).await?);
-    sleep(Duration::from_millis(500)).await;
-    ctx.server().restart().await?;
-    if ctx.coordinator().await?.lock("x").holder().await?.is_none() {
-        // The waiter may get it at once, before its holder can be told.
-        ctx.expect_outside();
-    } else {
-        assert!(!waiting.is_finished());
-        assert!(guard.is_valid());
-    }
-    let token = guard.token();
-    drop(guard);
-    let next = soon(&ctx, "the waiter gets it", waiting).await???;
-    assert!(next.token() > token);
-    next.release().await?;
-    ctx.assert_nothing_left_within(ctx.long()).await
 }
 
 /// What is granted afterwards is not judged together with what was before: only who keeps its data

@@ -29,6 +29,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new(a_handle_outlives_its_last_coordinator),
         Case::new(many_locks_share_one_session_and_one_renewal),
         Case::new(a_dedicated_session_is_its_handles_own),
+        Case::new(an_acquire_that_failed_leaks_no_session),
         Case::new(a_dedicated_session_has_a_fate_of_its_own)
             .needs(&[Need::Tamper(Tamper::EndSession)]),
     ]
@@ -291,6 +292,24 @@ async fn a_dedicated_session_is_its_handles_own(ctx: Context) -> Result<(), Fail
     ctx.eventually(ctx.long(), || async { Ok(faults.calls(Verb::Close) == 1) }).await?;
     assert!(shared.is_valid());
     shared.release().await?;
+    ctx.assert_nothing_left().await
+}
+
+async fn an_acquire_that_failed_leaks_no_session(ctx: Context) -> Result<(), Failed> {
+    let taken = ctx.coordinator().await?.lock("x").acquire().await?;
+    let (sync, faults) = ctx.faulty().await?;
+    let lock = || sync.lock("x").dedicated_session();
+    assert!(lock().try_acquire().await?.is_none());
+    let impatient = lock().wait(Duration::from_millis(300)).acquire().await;
+    assert_eq!(kind(impatient), Some(ErrorKind::Timeout));
+    faults.next(Verb::TryClaim, Fault::Refuse(ErrorKind::Denied));
+    assert_eq!(kind(lock().acquire().await), Some(ErrorKind::Denied));
+    faults.next(Verb::TryClaim, Fault::LoseAnswer);
+    faults.next(Verb::TryClaim, Fault::Refuse(ErrorKind::Denied));
+    assert_eq!(kind(lock().acquire().await), Some(ErrorKind::Denied));
+    assert_eq!(faults.calls(Verb::Open), 4);
+    ctx.eventually(ctx.long(), || async { Ok(faults.calls(Verb::Close) == 4) }).await?;
+    taken.release().await?;
     ctx.assert_nothing_left().await
 }
 

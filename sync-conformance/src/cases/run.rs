@@ -23,7 +23,6 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new(a_run_stops_its_body_on_a_loss),
         Case::new(a_run_whose_body_outlasts_the_loss_fails),
         Case::new(a_run_releases_when_its_body_panics),
-        Case::new(a_run_that_is_dropped_drops_its_body_first),
         Case::new(a_run_ends_with_a_shutdown),
         Case::new(a_leaders_run_campaigns_again_after_a_loss),
         Case::new(a_leaders_run_stops_when_told),
@@ -138,25 +137,6 @@ async fn a_run_releases_when_its_body_panics(ctx: Context) -> Result<(), Failed>
         assert_eq!(end.recv().await, Some(ended), "nothing had been ended yet");
         ctx.assert_nothing_left().await?;
     }
-    Ok(())
-}
-
-async fn a_run_that_is_dropped_drops_its_body_first(ctx: Context) -> Result<(), Failed> {
-    let (sync, faults) = ctx.faulty().await?;
-    let (body, mut end) = Body::new(&faults);
-    let lock = sync.lock("x");
-    let running = tokio::spawn(async move {
-        let work = |_| async move {
-            let _body = body;
-            pending::<()>().await;
-        };
-        lock.run(work).await
-    });
-    ctx.eventually(ctx.long(), || async { Ok(sync.lock("x").holder().await?.is_some()) }).await?;
-    running.abort();
-    assert_eq!(end.recv().await, Some(0), "nothing had been ended yet");
-    ctx.assert_nothing_left().await?;
-    assert_eq!(faults.calls(Verb::End), 1);
     Ok(())
 }
 
