@@ -7,6 +7,7 @@ mod common;
 mod exclusion;
 mod failover;
 mod fencing;
+mod faults;
 mod harness;
 mod history;
 mod lifecycle;
@@ -28,6 +29,7 @@ pub(crate) fn all() -> Vec<Case> {
         exclusion::cases(),
         failover::cases(),
         fencing::cases(),
+        faults::cases(),
         harness::cases(),
         history::cases(),
         lifecycle::cases(),

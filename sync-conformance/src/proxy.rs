@@ -34,6 +34,9 @@ pub enum Flow {
     Swallow,
     /// They are kept back, also when their sender has gone, until they may pass.
     Hold,
+    /// They go through twice: answers that nobody asked for, so that later ones are taken for the
+    /// answers to something else.
+    Double,
 }
 
 /// A proxy on a port of its own. When it is dropped its connections are reset.
@@ -306,10 +309,12 @@ async fn pump(
     let writing = async {
         while let Some((came, mut bytes)) = coming.recv().await {
             let end = bytes.is_empty();
-            let passes = leave(way, came, end).await;
+            let copies = leave(way, came, end).await;
             way.held.fetch_sub(bytes.len(), Ordering::AcqRel);
-            if !passes {
-                continue;
+            match copies {
+                0 => continue,
+                1 => {}
+                _ => bytes.extend_from_within(..),
             }
             let left = way.left.load(Ordering::Acquire);
             let cut = left <= bytes.len() as u64;
@@ -328,23 +333,24 @@ async fn pump(
     tokio::join!(reading, writing);
 }
 
-/// Resolves once a piece may pass (`true`) or has vanished (`false`). An end does not vanish: it
+/// Resolves once a piece may pass, with how often, or has vanished. An end does not vanish: it
 /// waits until something passes again, when its connection is reset.
-async fn leave(way: &Way, came: Instant, end: bool) -> bool {
+async fn leave(way: &Way, came: Instant, end: bool) -> usize {
     let mut flow = way.flow.subscribe();
     loop {
         let now = *flow.borrow_and_update();
         match now {
-            Flow::Pass => return true,
+            Flow::Pass => return 1,
+            Flow::Double => return 2,
             Flow::Delay(by) => tokio::select! {
                 biased;
                 _ = flow.changed() => {}
-                () = sleep_until(came + by) => return true,
+                () = sleep_until(came + by) => return 1,
             },
             Flow::Swallow => {
                 way.torn.store(true, Ordering::Release);
                 if !end {
-                    return false;
+                    return 0;
                 }
                 let _ = flow.changed().await;
             }

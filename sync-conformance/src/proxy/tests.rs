@@ -50,6 +50,19 @@ async fn is_silent(stream: &mut TcpStream) -> bool {
 }
 
 #[tokio::test]
+async fn doubled_answers_come_twice() {
+    let (proxy, _received) = start().await;
+    let mut client = connect(&proxy).await;
+    proxy.set(Toward::Client, Flow::Double);
+    assert_eq!(exchange(&mut client, b"hello").await.unwrap(), b"hellohello");
+    proxy.heal();
+    assert_eq!(exchange(&mut client, b"again").await.unwrap(), b"again");
+    proxy.set(Toward::Client, Flow::Double);
+    client.shutdown().await.unwrap();
+    assert_eq!(hear(&mut client).await.unwrap(), b"");
+}
+
+#[tokio::test]
 async fn bytes_pass_both_ways() {
     let (proxy, _received) = start().await;
     let mut client = connect(&proxy).await;
