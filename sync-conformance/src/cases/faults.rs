@@ -379,7 +379,6 @@ async fn errors_say_what_was_being_done_to_what_and_where(ctx: Context) -> Resul
         verbs.into_iter().for_each(|verb| faults.always(verb, fault));
         let updated = elected.update(Node::new("n")).await;
         let (lock, leader) = (lock.wait(PATIENCE), leader.wait(PATIENCE));
-        let (lock, leader) = (lock.wait(PATIENCE), leader.wait(PATIENCE));
         let (fresh, vacant) = (sync.lock("fresh").wait(PATIENCE), sync.leader("vacant"));
         let found = [
             ("release lock", NAME, guard.release().await.err()),
@@ -389,20 +388,28 @@ async fn errors_say_what_was_being_done_to_what_and_where(ctx: Context) -> Resul
             ("read the holder of leader", NAME, leader.leader().await.err()),
             ("acquire lock", "fresh", fresh.acquire().await.err()),
             ("campaign for leader", "vacant", vacant.try_elect().await.err()),
-            // These are behind what could not be given back.
+        ];
+        let behind_what_is_not_given_back = [
             ("acquire lock", NAME, lock.acquire().await.err()),
             ("acquire lock", NAME, lock.try_acquire().await.err()),
             ("campaign for leader", NAME, leader.elect().await.err()),
             ("campaign for leader", NAME, leader.try_elect().await.err()),
         ];
-        for (doing, name, error) in found {
+        let kind = |error: &Option<Error>| error.as_ref().map(Error::kind);
+        for (doing, _, error) in &found {
+            let refused = matches!(fault, Fault::Refuse(_));
+            let denied = kind(error) == Some(ErrorKind::Denied);
+            assert_eq!(denied, refused, "{doing}: {error:?}");
+        }
+        for (doing, _, error) in &behind_what_is_not_given_back {
+            assert_eq!(kind(error), Some(ErrorKind::Unknown), "{doing}: {error:?}");
+        }
+        for (doing, name, error) in found.into_iter().chain(behind_what_is_not_given_back) {
             let error = error.ok_or_else(|| format!("no error: {doing} under {fault:?}"))?;
             let text = error.to_string();
             let doing = format!("could not {doing} {name:?} on {}", profile.store);
             assert!(text.starts_with(&doing), "{text:?} does not say {doing:?}");
             assert!(text.contains(&profile.endpoint), "{text:?} does not say where");
-            let refused = matches!(fault, Fault::Refuse(_));
-            assert_eq!(error.kind() == ErrorKind::Denied, refused, "{}: {text}", error.kind());
         }
         faults.heal();
     }
