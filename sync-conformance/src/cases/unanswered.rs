@@ -9,6 +9,7 @@ use std::time::Duration;
 use sync_core::{Coordinator, ErrorKind, Kind, Node, SeededRng};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::wants::{BOTH, Taken, Want, below};
 use crate::context::{Context, Route};
@@ -504,38 +505,39 @@ async fn many_lost_and_late_requests_leave_nothing(ctx: Context) -> Result<(), F
         Fault::LateAnswer,
         Fault::Slow(Duration::from_millis(5)),
     ];
-    let mut tasks = JoinSet::new();
-    let mut all = Vec::new();
+    let over = CancellationToken::new();
+    let (mut contending, mut meddling) = (JoinSet::new(), JoinSet::new());
     for at in 0..3 {
         let options = ctx.options()?.request_timeout(Duration::from_millis(60));
         let (sync, faults) = ctx.faulty_with(options).await?;
-        all.push(faults.clone());
         let random = Arc::new(SeededRng::new(at));
         for _ in 0..2 {
-            tasks.spawn(come_what_may(sync.clone(), Arc::clone(&random)));
+            contending.spawn(come_what_may(sync.clone(), Arc::clone(&random), over.clone()));
         }
-        let meddling = async move {
+        meddling.spawn(async move {
             let verbs = [Verb::TryClaim, Verb::TryClaim, Verb::End];
-            for _ in 0..60 {
+            for _ in 0..100 {
                 let (verb, fault) = (verbs[below(&random, 3)], FAULTS[below(&random, 5)]);
                 faults.next(verb, fault);
                 sleep(Duration::from_millis(below(&random, 60) as u64)).await;
-                if below(&random, 4) == 0 {
+                if below(&random, 6) == 0 {
                     faults.release();
                 }
             }
-            faults.heal();
-            faults.release();
-            Ok(0)
-        };
-        tasks.spawn(meddling);
+            faults
+        });
+    }
+    let all = meddling.join_all().await;
+    over.cancel();
+    for faults in &all {
+        faults.heal();
+        faults.release();
     }
     let mut held = 0;
-    while let Some(task) = tasks.join_next().await {
+    while let Some(task) = contending.join_next().await {
         held += task??;
     }
     for faults in &all {
-        faults.heal();
         faults.release();
         timeout(ctx.long(), faults.landed()).await?;
     }
@@ -550,9 +552,13 @@ async fn many_lost_and_late_requests_leave_nothing(ctx: Context) -> Result<(), F
 }
 
 /// Takes a lock or an election, with more or less patience, for as long as there are faults.
-async fn come_what_may(sync: Coordinator, random: Arc<SeededRng>) -> Result<usize, Failed> {
+async fn come_what_may(
+    sync: Coordinator,
+    random: Arc<SeededRng>,
+    over: CancellationToken,
+) -> Result<usize, Failed> {
     let mut held = 0;
-    for _ in 0..40 {
+    while !over.is_cancelled() {
         let want = Want::new(&sync, BOTH[below(&random, 2)], "x");
         let patience = Duration::from_millis(below(&random, 400) as u64);
         let taken = match below(&random, 3) {
