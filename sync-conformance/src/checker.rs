@@ -108,6 +108,11 @@ impl fmt::Display for Violation {
 pub struct Leads(Vec<Duration>);
 
 impl Leads {
+    pub(crate) fn new(mut leads: Vec<Duration>) -> Self {
+        leads.sort_unstable();
+        Self(leads)
+    }
+
     /// How many there were.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -219,10 +224,15 @@ pub fn check(history: &[Record], outside: Outside) -> Report {
             }
         }
     }
-    leads.sort_unstable();
-    expired_leads.sort_unstable();
-    (report.leads, report.expired_leads) = (Leads(leads), Leads(expired_leads));
+    (report.leads, report.expired_leads) = (Leads::new(leads), Leads::new(expired_leads));
     report
+}
+
+/// The acquisitions of each name, in the order in which they became visible.
+pub(crate) fn acquisitions(history: &[Record]) -> Vec<Vec<Acquisition>> {
+    let mut names: Vec<_> = collect(history, &mut Report::default()).into_values().collect();
+    names.iter_mut().for_each(|name| name.sort_by_key(|acquisition| acquisition.granted));
+    names
 }
 
 type Names = BTreeMap<(String, Kind, String), Vec<Acquisition>>;

@@ -192,6 +192,11 @@ impl Victim {
         Ok(Coordinator::new(backend, &options)?)
     }
 
+    /// The store that it speaks to.
+    pub(crate) fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
     /// What the orders say of `key`.
     pub(crate) fn order(&self, key: &str) -> Result<&str, Failed> {
         let value = self.orders.more.get(key);

@@ -202,12 +202,7 @@ impl Context {
     /// # Errors
     /// When there is no port to listen on.
     pub async fn route(&self) -> Result<Route, Failed> {
-        let mut proxies = Vec::new();
-        for address in self.0.server.addresses() {
-            proxies.push(Proxy::start(*address).await?);
-        }
-        let addresses: Vec<_> = proxies.iter().map(Proxy::address).collect();
-        Ok(Route { url: self.0.server.url_through(&addresses), proxies })
+        Route::to(&self.0.server).await
     }
 
     /// Orders for a process of its own, in the case's namespace and history, with the short
@@ -353,6 +348,15 @@ pub struct Route {
 }
 
 impl Route {
+    pub(crate) async fn to(server: &Server) -> Result<Self, Failed> {
+        let mut proxies = Vec::new();
+        for address in server.addresses() {
+            proxies.push(Proxy::start(*address).await?);
+        }
+        let addresses: Vec<_> = proxies.iter().map(Proxy::address).collect();
+        Ok(Self { url: server.url_through(&addresses), proxies })
+    }
+
     /// The URL that leads this way.
     #[must_use]
     pub fn url(&self) -> &str {

@@ -28,6 +28,7 @@ pub mod proxy;
 pub mod register;
 mod roles;
 pub mod server;
+mod soak;
 pub mod store;
 pub mod suite;
 

@@ -15,6 +15,7 @@ pub(crate) async fn play(role: &str, victim: Victim) -> Result<(), Failed> {
         "hold" => hold(victim).await,
         "lead" => lead(victim).await,
         "contend" => contend(victim).await,
+        "soak" => crate::soak::work(victim).await,
         other => Err(format!("there is no role {other:?}"))?,
     }
 }

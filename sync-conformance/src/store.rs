@@ -69,6 +69,12 @@ pub trait Store: Send + Sync + 'static {
     /// line, sessions. What the docs except (counters, markers) is left out.
     async fn leftovers(&self, url: &str, namespace: &str) -> Result<Vec<String>, Failed>;
 
+    /// Which program the server is, in which version, for those who read what a run came to.
+    async fn version(&self, url: &str) -> Result<String, Failed> {
+        let _ = url;
+        Ok(format!("{} in a version that it does not tell", self.name()))
+    }
+
     /// Which kinds of tampering [`tamper`](Store::tamper) knows. The cases of the others are
     /// listed as not applicable.
     fn tampers(&self) -> &[Tamper] {

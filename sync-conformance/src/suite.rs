@@ -25,6 +25,7 @@ use crate::child;
 use crate::context::Context;
 use crate::failed::Failed;
 use crate::server::Server;
+use crate::soak;
 use crate::store::{Store, Tamper};
 
 /// How long a case may take unless it says otherwise: far more than it needs.
@@ -132,6 +133,10 @@ impl fmt::Debug for Case {
 /// `--test-threads` and so on. The last line is `STORE: N passed, N failed, N skipped`; before it
 /// stands a line `skipped NAME: REASON` for each case that does not apply.
 ///
+/// With `soak` as its first argument it runs no case: many processes contend for one lock instead,
+/// for as many seconds as the next argument says (60), while they are killed and stopped and
+/// their connections cut. `soak --help` tells of the rest.
+///
 /// The same binary plays the processes that cases start and kill; nothing may be done before this.
 #[must_use]
 pub fn main(store: impl Store) -> ExitCode {
@@ -143,6 +148,9 @@ pub fn main(store: impl Store) -> ExitCode {
 pub fn main_with(store: impl Store, more: Vec<Case>) -> ExitCode {
     let store: Arc<dyn Store> = Arc::new(store);
     if let Some(code) = child::main(&store) {
+        return code;
+    }
+    if let Some(code) = soak::main(&store) {
         return code;
     }
     let mut arguments = Arguments::from_args();

@@ -37,6 +37,17 @@ impl Store for Redis {
         Ok(keys.into_iter().filter(|key| !stays(key)).collect())
     }
 
+    async fn version(&self, url: &str) -> Result<String, Failed> {
+        let mut redis = Client::open(url)?.get_multiplexed_async_connection().await?;
+        let info: redis::InfoDict =
+            redis::cmd("INFO").arg("server").query_async(&mut redis).await?;
+        let version = |key: &str| info.get::<String>(key);
+        Ok(match version("valkey_version") {
+            Some(valkey) => format!("Valkey {valkey}"),
+            None => format!("Redis {}", version("redis_version").ok_or("no version")?),
+        })
+    }
+
     fn tampers(&self) -> &[Tamper] {
         &[Tamper::Delete, Tamper::Overwrite]
     }

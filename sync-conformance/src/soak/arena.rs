@@ -1,0 +1,285 @@
+//! Where the processes contend, and how each fault is done to them.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use sync_core::{BootClock, Clock, Moment};
+use tokio::sync::OwnedMutexGuard;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use super::Settings;
+use super::plan::{Mishap, Step};
+use super::tail::Tail;
+use crate::child::{Child, Orders};
+use crate::context::Route;
+use crate::failed::Failed;
+use crate::proxy::{Flow, Toward};
+use crate::server::Server;
+
+/// How long whoever holds is looked for: a lock may be idle for a while.
+const CATCH_WITHIN: Duration = Duration::from_secs(5);
+
+/// A fault that was done.
+#[derive(Debug, Clone)]
+pub(super) struct Done {
+    pub(super) at: Moment,
+    pub(super) mishap: Mishap,
+    /// The process that held the lock and was struck.
+    pub(super) holder: Option<u32>,
+}
+
+/// The processes, each behind a proxy of its own, and the server.
+pub(super) struct Arena {
+    server: Arc<Server>,
+    seats: Vec<Seat>,
+    /// Held while a fault is done to this member.
+    members: Vec<Arc<tokio::sync::Mutex<()>>>,
+    tail: Mutex<Tail>,
+    done: Mutex<Vec<Done>>,
+    ttl: Duration,
+    clock: BootClock,
+}
+
+/// A place for one process at a time.
+struct Seat {
+    route: Route,
+    orders: Orders,
+    process: AtomicU32,
+    /// Held while a fault is done to it.
+    child: Arc<tokio::sync::Mutex<Child>>,
+}
+
+impl Arena {
+    pub(super) async fn start(
+        settings: &Settings,
+        server: Arc<Server>,
+        orders: &Orders,
+        history: PathBuf,
+    ) -> Result<Self, Failed> {
+        let mut seats = Vec::new();
+        for number in 0..settings.processes {
+            let route = Route::to(&server).await?;
+            let orders = orders.clone().url(route.url());
+            let orders = orders.with("seed", settings.seed.wrapping_add(number as u64));
+            // All but two: stale writes should be tried.
+            let orders = orders.with("careless", u8::from(number >= 2));
+            let child = orders.start()?;
+            let process = AtomicU32::new(child.process().id());
+            let child = Arc::new(tokio::sync::Mutex::new(child));
+            seats.push(Seat { route, orders, process, child });
+        }
+        let members = server.members().iter().map(|_| Arc::default()).collect();
+        Ok(Self {
+            server,
+            seats,
+            members,
+            tail: Mutex::new(Tail::new(history)),
+            done: Mutex::default(),
+            ttl: settings.ttl,
+            clock: BootClock::new(),
+        })
+    }
+
+    /// Does what the plan says. Ends when all of it is over, at the first failure.
+    pub(super) async fn play(self: Arc<Self>, plan: Vec<Step>) -> Result<(), Failed> {
+        let mut tasks = JoinSet::new();
+        for step in plan {
+            let arena = Arc::clone(&self);
+            tasks.spawn(async move {
+                sleep(step.at).await;
+                arena.carry_out(&step).await
+            });
+        }
+        while let Some(outcome) = tasks.join_next().await {
+            outcome??;
+        }
+        Ok(())
+    }
+
+    /// The faults done so far.
+    pub(super) fn done(&self) -> Vec<Done> {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until every process has been granted the lock once more, with all faults over.
+    pub(super) async fn recover(&self) -> Result<(), Failed> {
+        let since = self.clock.now();
+        let limit = self.ttl * 6 + Duration::from_secs(20);
+        let all = async {
+            loop {
+                let mut waiting = 0;
+                {
+                    let mut tail = self.tail();
+                    tail.catch_up()?;
+                    for seat in &self.seats {
+                        let granted = tail.granted(seat.process.load(Ordering::Relaxed));
+                        waiting += usize::from(granted.is_none_or(|at| at < since));
+                    }
+                }
+                if waiting == 0 {
+                    return Ok::<(), Failed>(());
+                }
+                for seat in &self.seats {
+                    check_alive(&mut *seat.child.lock().await).await?;
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        match timeout(limit, all).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(format!("not all got the lock within {limit:?} after the last fault"))?,
+        }
+    }
+
+    /// Tells all processes to give back what they have and end.
+    pub(super) async fn finish(&self) -> Result<(), Failed> {
+        for seat in &self.seats {
+            seat.child.lock().await.tell("stop").await?;
+        }
+        for seat in &self.seats {
+            let mut child = seat.child.lock().await;
+            while child.line().await.map_err(|e| e.reason().to_owned())? != "done" {}
+            child.ended().await?;
+        }
+        Ok(())
+    }
+
+    async fn carry_out(&self, step: &Step) -> Result<(), Failed> {
+        if step.mishap.is_of_a_server() {
+            return self.strike_server(step).await;
+        }
+        let caught = match step.at_holder {
+            true => self.catch_holder().await?,
+            false => self.pick(step.pick).map(|(seat, child)| (seat, child, self.clock.now())),
+        };
+        // Nobody holds, or everybody has trouble enough: this fault does not take place.
+        let Some((seat, mut child, at)) = caught else { return Ok(()) };
+        check_alive(&mut child).await?;
+        let holder = step.at_holder.then(|| child.process().id());
+        self.note(Done { at, mishap: step.mishap, holder });
+        let stopped = step.at_holder;
+        match step.mishap {
+            Mishap::Kill => {
+                child.process().kill()?;
+                sleep(step.lasts).await;
+                *child = seat.orders.start()?;
+                seat.process.store(child.process().id(), Ordering::Relaxed);
+            }
+            Mishap::Pause | Mishap::Freeze => {
+                child.process().stop()?;
+                sleep(step.lasts).await;
+                child.process().resume()?;
+            }
+            _ => {
+                seat.strike(step);
+                if stopped {
+                    child.process().resume()?;
+                }
+                sleep(step.lasts).await;
+                seat.route.let_through();
+                seat.route.heal();
+            }
+        }
+        Ok(())
+    }
+
+    async fn strike_server(&self, step: &Step) -> Result<(), Failed> {
+        let count = self.members.len().max(1) as u64;
+        let Ok(index) = usize::try_from(step.pick % count) else { return Ok(()) };
+        let Some(member) = self.server.members().get(index) else { return Ok(()) };
+        let Ok(_busy) = Arc::clone(&self.members[index]).try_lock_owned() else { return Ok(()) };
+        self.note(Done { at: self.clock.now(), mishap: step.mishap, holder: None });
+        if step.mishap == Mishap::ServerKill {
+            member.kill()?;
+            sleep(step.lasts).await;
+            return member.restart().await;
+        }
+        member.stop()?;
+        sleep(step.lasts).await;
+        member.resume()
+    }
+
+    /// A process that no fault is being done to, from number `pick` on.
+    fn pick(&self, pick: u64) -> Option<(&Seat, OwnedMutexGuard<Child>)> {
+        let seats = self.seats.len();
+        let first = usize::try_from(pick % seats.max(1) as u64).ok()?;
+        let mut order = (0..seats).map(|step| &self.seats[(first + step) % seats]);
+        order.find_map(|seat| Some((seat, Arc::clone(&seat.child).try_lock_owned().ok()?)))
+    }
+
+    /// The process that holds the lock, stopped so that it goes on holding it; and since when.
+    async fn catch_holder(
+        &self,
+    ) -> Result<Option<(&Seat, OwnedMutexGuard<Child>, Moment)>, Failed> {
+        let give_up = self.clock.now() + CATCH_WITHIN;
+        while self.clock.now() < give_up {
+            if let Some(process) = self.holder()?
+                && let Some(seat) = self.seat_of(process)
+                && let Ok(child) = Arc::clone(&seat.child).try_lock_owned()
+                && child.process().id() == process
+            {
+                let at = self.clock.now();
+                child.process().stop()?;
+                // What it was doing just then shows in its history.
+                sleep(Duration::from_millis(2)).await;
+                if self.holder()? == Some(process) {
+                    return Ok(Some((seat, child, at)));
+                }
+                child.process().resume()?;
+            }
+            sleep(Duration::from_millis(3)).await;
+        }
+        Ok(None)
+    }
+
+    fn seat_of(&self, process: u32) -> Option<&Seat> {
+        self.seats.iter().find(|seat| seat.process.load(Ordering::Relaxed) == process)
+    }
+
+    fn holder(&self) -> Result<Option<u32>, Failed> {
+        let mut tail = self.tail();
+        tail.catch_up()?;
+        Ok(tail.holder(self.clock.now()))
+    }
+
+    fn note(&self, done: Done) {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner).push(done);
+    }
+
+    fn tail(&self) -> MutexGuard<'_, Tail> {
+        self.tail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seat {
+    /// Does a fault to the connections.
+    fn strike(&self, step: &Step) {
+        let both = |flow| {
+            self.route.set(Toward::Server, flow);
+            self.route.set(Toward::Client, flow);
+        };
+        match step.mishap {
+            Mishap::Reset => self.route.reset(),
+            Mishap::Cut => self.route.cut(),
+            Mishap::Delay => both(Flow::Delay(step.by)),
+            Mishap::LoseAnswers => self.route.set(Toward::Client, Flow::Swallow),
+            Mishap::Late => self.route.hold(),
+            _ => self.route.black_hole(),
+        }
+    }
+}
+
+/// A process that has ended by itself says why.
+async fn check_alive(child: &mut Child) -> Result<(), Failed> {
+    if child.process().is_running() {
+        return Ok(());
+    }
+    let mut said = Vec::new();
+    while let Ok(line) = child.line().await {
+        said.push(line);
+    }
+    Err(format!("a process ended by itself; it said: {}", said.join("\n")))?
+}

@@ -1,0 +1,218 @@
+//! What a run comes to.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use super::Settings;
+use super::arena::Done;
+use super::plan::Mishap;
+use super::tail::process_of;
+use crate::checker::{Acquisition, Leads, Report};
+use crate::register::Contents;
+
+/// Everything that is told of a run, and judged.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    pub(super) store: String,
+    pub(super) version: String,
+    pub(super) settings: Settings,
+    pub(super) done: BTreeMap<Mishap, usize>,
+    pub(super) report: Report,
+    pub(super) failovers: Leads,
+    pub(super) register: Contents,
+    pub(super) notes: BTreeMap<String, usize>,
+    /// What stood in the store when the last process had ended.
+    pub(super) orphans: usize,
+    /// What still stood there when time should have removed it.
+    pub(super) left: Vec<String>,
+    /// Why the run was broken off, or did not recover.
+    pub(super) failed: Option<String>,
+}
+
+impl Outcome {
+    /// What is wrong with the store, the crates, or the run; nothing if all is well.
+    pub(super) fn wrong(&self) -> Vec<String> {
+        let mut wrong: Vec<String> = self.failed.iter().cloned().collect();
+        let Settings { length, ttl, targets, relaxed, .. } = self.settings;
+        if !self.report.is_clean() && !relaxed {
+            wrong.push(format!("{} violations", self.report.violations.len()));
+        }
+        if self.register.value != self.register.accepted {
+            wrong.push(format!("{} register updates were lost", self.lost_updates()));
+        }
+        if !self.left.is_empty() {
+            wrong.push(format!("left behind: {}", self.left.join(", ")));
+        }
+        // What proves nothing is not a success.
+        let terms = usize::try_from(length.as_millis() / ttl.as_millis().max(1)).unwrap_or(0);
+        let mut at_least = |count: usize, least: usize, what: &str| {
+            if count < least {
+                wrong.push(format!("{what}: {count}, which is too few to mean anything ({least})"));
+            }
+        };
+        at_least(self.report.grants, terms * 4, "grants");
+        at_least(self.report.handovers, terms * 2, "handovers");
+        if targets.clients || targets.network {
+            at_least(self.done.values().sum(), terms, "faults");
+        }
+        if targets.clients {
+            let refused = usize::try_from(self.register.refused).unwrap_or(usize::MAX);
+            at_least(refused, 1, "stale accesses refused");
+            at_least(self.failovers.count(), 1, "failovers");
+        }
+        wrong
+    }
+
+    fn lost_updates(&self) -> u64 {
+        self.register.accepted.abs_diff(self.register.value)
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Settings { length, seed, processes, ttl, relaxed, .. } = self.settings;
+        let Self { store, version, report, register, .. } = self;
+        let strict = if relaxed { "relaxed" } else { "strict" };
+        writeln!(f, "soak of {store}: {processes} processes, one lock, {length:?}, TTL {ttl:?}")?;
+        writeln!(f, "server: {version}")?;
+        writeln!(f, "seed: {seed} ({strict})")?;
+        writeln!(f, "faults: {}", self.done.values().sum::<usize>())?;
+        for (mishap, count) in &self.done {
+            writeln!(f, "  {mishap}: {count}")?;
+        }
+        writeln!(f, "{report}")?;
+        writeln!(f, "failover, from the fault to the next grant: {}", self.failovers)?;
+        let unanswered = self.notes.get("unanswered try_claim").copied().unwrap_or(0);
+        writeln!(f, "acquires that were never answered: {unanswered}")?;
+        for (what, count) in self.notes.iter().filter(|(what, _)| *what != "unanswered try_claim") {
+            writeln!(f, "  {what}: {count}")?;
+        }
+        writeln!(
+            f,
+            "register: {} updates accepted, {} lost, {} stale accesses refused \
+             (most processes write without a look at their guard)",
+            register.accepted,
+            self.lost_updates(),
+            register.refused
+        )?;
+        writeln!(f, "orphans: {} at the end, {} after their time", self.orphans, self.left.len())?;
+        match self.wrong()[..] {
+            [] => f.write_str("soak: clean"),
+            ref wrong => write!(f, "soak: FAILED: {}", wrong.join("; ")),
+        }
+    }
+}
+
+/// From each fault that took the lock from its holder by time, to the next grant.
+pub(super) fn failovers(done: &[Done], acquisitions: &[Acquisition]) -> Leads {
+    let took = |done: &Done| {
+        let process = done.holder?;
+        let held = acquisitions.iter().position(|held| {
+            process_of(&held.who) == process && held.granted <= done.at && done.at < held.end()
+        })?;
+        let [held, next] = acquisitions.get(held..held + 2)? else { return None };
+        (held.end() == held.deadline).then(|| next.granted.since(done.at))
+    };
+    let took: Vec<Duration> = done.iter().filter_map(took).collect();
+    Leads::new(took)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::{Outside, acquisitions, check};
+    use crate::history::parse;
+    use crate::soak::plan::Targets;
+    use sync_core::Moment;
+
+    const HISTORY: &str = "\
+1.0 17.0 s lock a 1 granted 2.0
+2.5 18.0 s lock a 2 granted 3.5
+3.0 18.0 s lock a 2 revoked released
+3.1 17.1 s lock a 3 granted 4.0
+4.0 17.1 s lock a 3 revoked deadline
+4.6 19.0 s lock a 4 granted 5.0
+";
+
+    fn done(at: u64, mishap: Mishap, holder: u32) -> Done {
+        Done { at: Moment::from_nanos(at * 100_000_000), mishap, holder: Some(holder) }
+    }
+
+    #[test]
+    fn a_failover_lasts_from_the_fault_to_the_next_grant_where_time_decided() {
+        let history = parse(HISTORY).unwrap();
+        let names = acquisitions(&history);
+        let strikes = [
+            done(15, Mishap::Kill, 17),
+            done(26, Mishap::Pause, 18), // it released in time
+            done(33, Mishap::Freeze, 17),
+            done(34, Mishap::Freeze, 99), // held nothing
+        ];
+        let failovers = failovers(&strikes, &names[0]);
+        assert_eq!(failovers.count(), 2);
+        assert_eq!(failovers.percentile(0), Some(Duration::from_secs(1)));
+        assert_eq!(failovers.percentile(100), Some(Duration::from_millis(1300)));
+    }
+
+    fn sound() -> Outcome {
+        let settings = Settings {
+            length: Duration::from_secs(2),
+            ttl: Duration::from_secs(2),
+            targets: Targets { clients: true, ..Targets::default() },
+            seed: 1,
+            processes: 8,
+            relaxed: false,
+            keep: false,
+        };
+        let history = parse(HISTORY).unwrap();
+        let strikes = [done(15, Mishap::Kill, 17)];
+        Outcome {
+            store: "toy".into(),
+            version: "toy 1".into(),
+            settings,
+            done: BTreeMap::from([(Mishap::Kill, 1)]),
+            report: check(&history, Outside::Forbidden),
+            failovers: failovers(&strikes, &acquisitions(&history)[0]),
+            register: Contents { value: 3, accepted: 3, refused: 1, ..Contents::default() },
+            notes: BTreeMap::new(),
+            orphans: 1,
+            left: Vec::new(),
+            failed: None,
+        }
+    }
+
+    #[test]
+    fn whatever_is_wrong_with_a_run_is_told() {
+        assert_eq!(sound().wrong(), [""; 0]);
+        assert!(sound().to_string().ends_with("soak: clean"));
+        type Break = fn(&mut Outcome);
+        let broken: [(Break, &str); 7] = [
+            (|o| o.register.value -= 1, "1 register updates were lost"),
+            (|o| o.left.push("key".into()), "left behind: key"),
+            (|o| o.failed = Some("broken off".into()), "broken off"),
+            (|o| o.settings.length *= 2, "grants: 4, which is too few"),
+            (|o| o.done.clear(), "faults: 0, which is too few"),
+            (|o| o.register.refused = 0, "stale accesses refused: 0"),
+            (|o| o.failovers = Leads::default(), "failovers: 0"),
+        ];
+        for (break_it, expected) in broken {
+            let mut outcome = sound();
+            break_it(&mut outcome);
+            let text = outcome.to_string();
+            let last = text.lines().last().unwrap();
+            assert!(last.starts_with("soak: FAILED: ") && last.contains(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_violation_fails_a_strict_run_and_is_counted_in_a_relaxed_one() {
+        let twice = HISTORY.replace("granted 2.0", "granted 2.6");
+        let mut outcome = sound();
+        outcome.report = check(&parse(&twice).unwrap(), Outside::Forbidden);
+        assert_eq!(outcome.wrong(), ["1 violations"]);
+        outcome.settings.relaxed = true;
+        assert_eq!(outcome.wrong(), [""; 0]);
+        assert!(outcome.to_string().contains("violations: 1\n  two valid holders"));
+    }
+}

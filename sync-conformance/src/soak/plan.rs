@@ -1,0 +1,237 @@
+//! What goes wrong, and when: all of it decided by a seed before the run begins.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::dice::Dice;
+
+/// Whom faults happen to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Targets {
+    /// The processes: killed and stopped.
+    pub(super) clients: bool,
+    /// Their connections: cut, delayed, swallowed.
+    pub(super) network: bool,
+    /// The servers: stopped, killed and started again with their data.
+    pub(super) servers: bool,
+}
+
+/// Something that goes wrong for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Mishap {
+    /// A process is killed, and another starts in its place.
+    Kill,
+    /// A process is stopped for less than the TTL.
+    Pause,
+    /// A process is stopped for longer than the TTL.
+    Freeze,
+    /// Its connections are reset.
+    Reset,
+    /// Its connections are reset, and each new one.
+    Cut,
+    /// Everything takes longer, both ways.
+    Delay,
+    /// Its requests arrive and the answers vanish.
+    LoseAnswers,
+    /// Everything vanishes.
+    Swallow,
+    /// Its requests are kept back and arrive late, overtaken by those on newer connections.
+    Late,
+    /// A server is stopped for less than the TTL.
+    ServerPause,
+    /// A server is stopped for longer than the TTL.
+    ServerFreeze,
+    /// A server is killed and comes back with its data.
+    ServerKill,
+}
+
+impl Mishap {
+    pub(super) fn is_of_a_server(self) -> bool {
+        matches!(self, Mishap::ServerPause | Mishap::ServerFreeze | Mishap::ServerKill)
+    }
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Mishap::Kill => "killed",
+            Mishap::Pause => "stopped shorter than the TTL",
+            Mishap::Freeze => "stopped longer than the TTL",
+            Mishap::Reset => "connections reset",
+            Mishap::Cut => "connections cut",
+            Mishap::Delay => "connections delayed",
+            Mishap::LoseAnswers => "answers swallowed",
+            Mishap::Swallow => "everything swallowed",
+            Mishap::Late => "requests held back and let through late",
+            Mishap::ServerPause => "server stopped shorter than the TTL",
+            Mishap::ServerFreeze => "server stopped longer than the TTL",
+            Mishap::ServerKill => "server killed and restarted",
+        }
+    }
+
+    /// Between which multiples of the TTL it lasts.
+    fn lasts(self) -> (f64, f64) {
+        match self {
+            Mishap::Reset => (0.0, 0.0),
+            Mishap::Kill => (0.0, 0.5),
+            Mishap::Pause | Mishap::ServerPause => (0.1, 0.8),
+            Mishap::Freeze | Mishap::ServerFreeze => (1.2, 2.2),
+            Mishap::ServerKill => (0.0, 1.0),
+            Mishap::Cut | Mishap::Delay | Mishap::LoseAnswers | Mishap::Swallow | Mishap::Late => {
+                (0.2, 2.0)
+            }
+        }
+    }
+}
+
+impl fmt::Display for Mishap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One fault of a plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Step {
+    /// After the beginning of the run.
+    pub(super) at: Duration,
+    pub(super) mishap: Mishap,
+    pub(super) lasts: Duration,
+    /// By how much a [`Mishap::Delay`] delays each direction.
+    pub(super) by: Duration,
+    /// Happens to whoever holds the lock then.
+    pub(super) at_holder: bool,
+    /// Otherwise, or for a server: whom to try first.
+    pub(super) pick: u64,
+}
+
+/// What happens to processes and their connections, each equally often. Whoever holds is struck
+/// on purpose: by chance one in eight would be.
+const CLIENTS: &[(Mishap, bool)] = &[
+    (Mishap::Kill, true),
+    (Mishap::Kill, false),
+    (Mishap::Freeze, true),
+    (Mishap::Freeze, true),
+    (Mishap::Freeze, false),
+    (Mishap::Pause, true),
+    (Mishap::Pause, false),
+];
+const NETWORK: &[(Mishap, bool)] = &[
+    (Mishap::Reset, true),
+    (Mishap::Cut, true),
+    (Mishap::Cut, false),
+    (Mishap::Delay, false),
+    (Mishap::LoseAnswers, true),
+    (Mishap::LoseAnswers, false),
+    (Mishap::Swallow, true),
+    (Mishap::Late, true),
+    (Mishap::Late, false),
+];
+const SERVERS: &[(Mishap, bool)] =
+    &[(Mishap::ServerPause, false), (Mishap::ServerKill, false), (Mishap::ServerFreeze, false)];
+
+/// The plan of a run: the same for the same arguments.
+pub(super) fn plan(seed: u64, length: Duration, ttl: Duration, targets: Targets) -> Vec<Step> {
+    let mut clients: Vec<(Mishap, bool)> = Vec::new();
+    if targets.clients {
+        clients.extend(CLIENTS);
+    }
+    if targets.network {
+        clients.extend(NETWORK);
+    }
+    let servers: &[(Mishap, bool)] = if targets.servers { SERVERS } else { &[] };
+    let mut steps = deal(&Dice::new(seed), &clients, length, ttl, (0.15, 0.45));
+    // A sequence of its own: the rest of the plan stays as it is without it.
+    steps.extend(deal(&Dice::new(!seed), servers, length, ttl, (3.0, 6.0)));
+    steps.sort_by_key(|step| step.at);
+    steps
+}
+
+/// Deals shuffled decks, one card after each pause, until the time is up.
+fn deal(
+    dice: &Dice,
+    deck: &[(Mishap, bool)],
+    length: Duration,
+    ttl: Duration,
+    pause: (f64, f64),
+) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let mut at = ttl / 2;
+    if deck.is_empty() {
+        return steps;
+    }
+    loop {
+        let mut cards = deck.to_vec();
+        dice.shuffle(&mut cards);
+        for (mishap, at_holder) in cards {
+            let (least, most) = mishap.lasts();
+            let lasts = dice.part(ttl, least, most);
+            at += dice.part(ttl, pause.0, pause.1);
+            if at + lasts > length {
+                return steps;
+            }
+            let (by, pick) = (dice.part(ttl, 0.02, 0.4), dice.number());
+            steps.push(Step { at, mishap, lasts, by, at_holder, pick });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(1);
+    const LENGTH: Duration = Duration::from_secs(60);
+    const ALL: Targets = Targets { clients: true, network: true, servers: true };
+
+    fn count(steps: &[Step]) -> BTreeMap<Mishap, usize> {
+        let mut count = BTreeMap::new();
+        for step in steps {
+            *count.entry(step.mishap).or_default() += 1;
+        }
+        count
+    }
+
+    #[test]
+    fn a_seed_decides_everything() {
+        assert_eq!(plan(7, LENGTH, TTL, ALL), plan(7, LENGTH, TTL, ALL));
+        assert_ne!(plan(7, LENGTH, TTL, ALL), plan(8, LENGTH, TTL, ALL));
+    }
+
+    #[test]
+    fn every_fault_happens_and_ends_in_time() {
+        for seed in 0..50 {
+            let steps = plan(seed, LENGTH, TTL, ALL);
+            let count = count(&steps);
+            assert_eq!(count.len(), 12, "seed {seed}: {count:?}");
+            assert!(count.values().all(|count| *count >= 3), "seed {seed}: {count:?}");
+            assert!(steps.iter().all(|step| step.at + step.lasts <= LENGTH));
+            assert!(steps.is_sorted_by_key(|step| step.at));
+        }
+    }
+
+    #[test]
+    fn a_short_run_has_every_fault_too() {
+        for seed in 0..50 {
+            let length = Duration::from_secs(15);
+            let few = Targets { servers: false, ..ALL };
+            let count = count(&plan(seed, length, TTL, few));
+            assert_eq!(count.len(), 9, "seed {seed}: {count:?}");
+            assert!(count[&Mishap::Freeze] >= 3, "seed {seed}: {count:?}");
+        }
+    }
+
+    #[test]
+    fn only_who_is_a_target_is_struck() {
+        let nobody = Targets::default();
+        assert!(plan(1, LENGTH, TTL, nobody).is_empty());
+        let servers = plan(1, LENGTH, TTL, Targets { servers: true, ..nobody });
+        assert!(!servers.is_empty());
+        assert!(servers.iter().all(|step| step.mishap.is_of_a_server()));
+        // What else is struck does not change the rest of the plan.
+        let with: Vec<_> = plan(1, LENGTH, TTL, ALL);
+        let others = |step: &&Step| !step.mishap.is_of_a_server();
+        let with: Vec<_> = with.iter().filter(others).cloned().collect();
+        assert_eq!(plan(1, LENGTH, TTL, Targets { servers: false, ..ALL }), with);
+    }
+}
