@@ -13,9 +13,11 @@ use tokio::time::{sleep, timeout};
 use super::Settings;
 use super::plan::{Mishap, Step};
 use super::tail::Tail;
+use super::witness::Notes;
 use crate::child::{Child, Orders};
 use crate::context::Route;
 use crate::failed::Failed;
+use crate::history::Seconds;
 use crate::proxy::{Flow, Toward};
 use crate::server::Server;
 
@@ -39,6 +41,8 @@ pub(super) struct Arena {
     members: Vec<Arc<tokio::sync::Mutex<()>>>,
     tail: Mutex<Tail>,
     done: Mutex<Vec<Done>>,
+    /// The same in a file beside the history, for whoever reads that.
+    log: Notes,
     ttl: Duration,
     clock: BootClock,
 }
@@ -47,6 +51,8 @@ pub(super) struct Arena {
 struct Seat {
     route: Route,
     orders: Orders,
+    /// It writes without a look at its guard.
+    careless: bool,
     process: AtomicU32,
     /// Held while a fault is done to it.
     child: Arc<tokio::sync::Mutex<Child>>,
@@ -64,20 +70,22 @@ impl Arena {
             let route = Route::to(&server).await?;
             let orders = orders.clone().url(route.url());
             let orders = orders.with("seed", settings.seed.wrapping_add(number as u64));
-            // All but two: stale writes should be tried.
-            let orders = orders.with("careless", u8::from(number >= 2));
+            // All but one: stale writes should be tried.
+            let careless = number > 0;
+            let orders = orders.with("careless", u8::from(careless));
             let child = orders.start()?;
             let process = AtomicU32::new(child.process().id());
             let child = Arc::new(tokio::sync::Mutex::new(child));
-            seats.push(Seat { route, orders, process, child });
+            seats.push(Seat { route, orders, careless, process, child });
         }
         let members = server.members().iter().map(|_| Arc::default()).collect();
         Ok(Self {
             server,
             seats,
             members,
-            tail: Mutex::new(Tail::new(history)),
             done: Mutex::default(),
+            log: Notes::open(&history.with_file_name("faults"))?,
+            tail: Mutex::new(Tail::new(history)),
             ttl: settings.ttl,
             clock: BootClock::new(),
         })
@@ -152,14 +160,18 @@ impl Arena {
             return self.strike_server(step).await;
         }
         let caught = match step.at_holder {
-            true => self.catch_holder().await?,
+            true => self.catch_holder(step.mishap == Mishap::Freeze).await?,
             false => self.pick(step.pick).map(|(seat, child)| (seat, child, self.clock.now())),
         };
         // Nobody holds, or everybody has trouble enough: this fault does not take place.
         let Some((seat, mut child, at)) = caught else { return Ok(()) };
         check_alive(&mut child).await?;
-        let holder = step.at_holder.then(|| child.process().id());
+        let process = child.process().id();
+        let holder = step.at_holder.then_some(process);
         self.note(Done { at, mishap: step.mishap, holder });
+        let (role, lasts) = (if step.at_holder { "holder" } else { "process" }, step.lasts);
+        let told = format!("{} {role} {process}: {} for {lasts:?}", Seconds(at), step.mishap);
+        self.log.count(&told);
         let stopped = step.at_holder;
         match step.mishap {
             Mishap::Kill => {
@@ -191,7 +203,9 @@ impl Arena {
         let Ok(index) = usize::try_from(step.pick % count) else { return Ok(()) };
         let Some(member) = self.server.members().get(index) else { return Ok(()) };
         let Ok(_busy) = Arc::clone(&self.members[index]).try_lock_owned() else { return Ok(()) };
-        self.note(Done { at: self.clock.now(), mishap: step.mishap, holder: None });
+        let at = self.clock.now();
+        self.note(Done { at, mishap: step.mishap, holder: None });
+        self.log.count(&format!("{} {} for {:?}", Seconds(at), step.mishap, step.lasts));
         if step.mishap == Mishap::ServerKill {
             member.kill()?;
             sleep(step.lasts).await;
@@ -211,13 +225,16 @@ impl Arena {
     }
 
     /// The process that holds the lock, stopped so that it goes on holding it; and since when.
+    /// If it is to be careless, then so that it tries to write when it goes on.
     async fn catch_holder(
         &self,
+        careless: bool,
     ) -> Result<Option<(&Seat, OwnedMutexGuard<Child>, Moment)>, Failed> {
         let give_up = self.clock.now() + CATCH_WITHIN;
         while self.clock.now() < give_up {
             if let Some(process) = self.holder()?
                 && let Some(seat) = self.seat_of(process)
+                && (seat.careless || !careless)
                 && let Ok(child) = Arc::clone(&seat.child).try_lock_owned()
                 && child.process().id() == process
             {
