@@ -12,6 +12,7 @@ use crate::claim::{Claimed, Entry};
 use crate::clock::Moment;
 use crate::coordinator::{Inner, SessionSlot};
 use crate::error::{ErrorKind, StoreError};
+use crate::mutant;
 use crate::name::{Kind, Name};
 use crate::node::{self, Node};
 use crate::queue::Turn;
@@ -148,7 +149,11 @@ impl Acquisition {
                 return Tried::Again(self.leave(entry));
             }
             if self.is_stopped(gone) {
-                give_up(entry);
+                if mutant::on(mutant::KEEPS_PLACE) {
+                    drop(entry.take_turn());
+                } else {
+                    give_up(entry);
+                }
                 return Tried::Stopped;
             }
             *tries += 1;
@@ -186,7 +191,7 @@ impl Acquisition {
                     if shared.now().since(began) >= NO_WAIT {
                         in_vain = 0;
                         backoff.reset();
-                    } else if in_vain < MOST_IN_VAIN {
+                    } else if in_vain < MOST_IN_VAIN || mutant::on(mutant::HINTS_BELIEVED) {
                         in_vain += 1;
                     } else {
                         self.pause(backoff, gone).await;
@@ -210,6 +215,9 @@ impl Acquisition {
                         }
                     } else {
                         entry.unanswered();
+                        if mutant::on(mutant::FRESH_NONCE) {
+                            return Tried::Again(entry.take_turn());
+                        }
                     }
                     if let Err(failure) = self.after_error(error, *tries, backoff, gone).await {
                         give_up(entry);

@@ -14,7 +14,7 @@ use crate::coordinator::SessionSlot;
 use crate::error::{Error, ErrorKind, StoreError};
 use crate::mutant;
 use crate::queue::Turn;
-use crate::revocation::{Cause, Hold};
+use crate::revocation::{Cause, Hold, Revocation};
 use crate::session::LiveSession;
 
 /// How long an unacknowledged end is repeated at the least.
@@ -169,7 +169,9 @@ impl Entry {
         let (entry, shared) = (Arc::clone(self), Arc::clone(&self.session.shared));
         self.session.shared.runtime.spawn(async move {
             let over = entry.hold.deadline() + shared.margin.of(entry.session.ttl());
-            shared.environment.clock.sleep_until(over).await;
+            if !mutant::on(mutant::EARLY_END) {
+                shared.environment.clock.sleep_until(over).await;
+            }
             drop(entry.end().await);
         });
     }
@@ -224,6 +226,9 @@ impl Entry {
                 Ok(ended) => return Ok(ended),
                 Err(error) => error,
             };
+            if mutant::on(mutant::ENDS_ONCE) {
+                return Err(error);
+            }
             repeated |= !error.settled();
             let now = clock.now();
             let hopeless = match shared.profile.expiry {
@@ -263,6 +268,7 @@ impl Entry {
         let shared = &self.session.shared;
         let what = || shared.subject("update", self.claim().kind, self.hold.name());
         let change = self.changes.fetch_add(1, Ordering::Relaxed) + 1;
+        let change = if mutant::on(mutant::ALIKE_RECORDS) { 0 } else { change };
         let record = encode(self.nonce, change)
             .map_err(|why| Error::new(ErrorKind::Invalid, what(), why))?;
         let _calling = self.calling.lock().await;
@@ -356,7 +362,11 @@ impl Claimed {
         let entry = Arc::clone(&self.entry);
         let shared = &entry.session.shared;
         let what = || shared.subject(verb, entry.claim().kind, entry.hold.name());
-        let revocation = entry.hold.revoke(Cause::Released);
+        let revocation = if mutant::on(mutant::VALID_WHILE_RELEASED) {
+            Revocation { cause: Cause::Released, at: shared.now() }
+        } else {
+            entry.hold.revoke(Cause::Released)
+        };
         if revocation.cause != Cause::Released || !entry.begin_end() {
             return Err(Error::lost(what(), revocation));
         }

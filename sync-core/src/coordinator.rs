@@ -17,6 +17,7 @@ use crate::handle::Wanting;
 use crate::leader::Leader;
 use crate::lease::Margin;
 use crate::lock::Lock;
+use crate::mutant;
 use crate::name::Kind;
 use crate::node::Node;
 use crate::options::{Environment, Options};
@@ -116,7 +117,9 @@ impl Coordinator {
     /// Dropping the future does not stop it. Calling it again waits for the same.
     pub async fn shutdown(&self) -> Result<(), Error> {
         let Inner { shared, opening, .. } = &*self.inner;
-        shared.closing.cancel();
+        if !mutant::on(mutant::CLOSED_NOT_TOLD) {
+            shared.closing.cancel();
+        }
         self.inner.shut_sessions();
         let all_closed = async {
             // One that is being opened now is closed like the others.

@@ -18,6 +18,9 @@ pub(crate) struct Margin {
 impl Margin {
     /// `t_send + ttl · (1 − ρ) − δ`
     pub(crate) fn deadline(self, sent: Moment, ttl: Duration) -> Moment {
+        if mutant::on(mutant::NO_MARGIN) {
+            return sent + ttl;
+        }
         (sent + ttl.mul_f64(1.0 - self.drift)).before(self.slack)
     }
 

@@ -239,8 +239,8 @@ pub(crate) async fn until_revoked<T>(
     }
     tokio::select! {
         biased;
-        _ = hold.revoked() => None,
-        output = body => hold.is_valid().then_some(output),
+        _ = hold.revoked(), if !mutant::on(mutant::BODY_RUNS_ON) => None,
+        output = body => (hold.is_valid() || mutant::on(mutant::BODY_BELIEVED)).then_some(output),
     }
 }
 

@@ -24,7 +24,28 @@ mutants! {
     CANCEL_LEAVES_KEY = "cancel-leaves-key", "a cancelled acquire leaves what it won";
     RELEASE_BEFORE_END = "release-before-end", "`run` releases before the body has ended";
     LOSS_IGNORED = "loss-ignored", "a loss told by the store is ignored";
-    NO_RENEWAL = "no-renewal", "nothing renews";
+    NO_MARGIN = "no-margin", "nothing is taken off a TTL: the holder counts as long as the store";
+    EARLY_END = "early-end",
+        "a claim is ended in the store at its holder's deadline, not after what was taken off";
+    DEAD_SESSION = "dead-session", "a grant counts though its session has ended meanwhile";
+    RENEWAL_LOSS_IGNORED = "renewal-loss-ignored",
+        "that a renewal finds a claim gone is ignored";
+    UNNAMED_EXTENDED = "unnamed-extended",
+        "a renewal extends what it did not name, where claims expire singly";
+    FRESH_NONCE = "fresh-nonce",
+        "after an attempt that was never answered comes one under another nonce";
+    KEEPS_PLACE = "keeps-place", "whoever stops waiting keeps its place in line";
+    ENDS_ONCE = "ends-once", "a release that was not answered is not repeated";
+    ALIKE_RECORDS = "alike-records",
+        "a record that is changed back is the same as it was, so that a late change can undo it";
+    HINTS_BELIEVED = "hints-believed", "every hint is followed at once, however often in vain";
+    NEWEST_FIRST = "newest-first", "inside a process the newest is served first";
+    TOLD_AFTER = "told-after", "the observer is told afterwards";
+    VALID_WHILE_RELEASED = "valid-while-released", "a guard is valid until its release is answered";
+    BODY_RUNS_ON = "body-runs-on", "`run` does not stop its body on a loss";
+    BODY_BELIEVED = "body-believed", "`run` takes for done what outlasted its claim";
+    CLOSED_NOT_TOLD = "closed-not-told", "a shutdown tells nobody who waits";
+    UNFENCED = "unfenced", "a fence admits every token";
 }
 
 /// Whether the process runs as this variant (`SYNC_MUTANT` in its environment).

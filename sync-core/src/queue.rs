@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use crate::mutant;
 use crate::name::{Kind, Name};
 
 type Key = (Kind, Name);
@@ -43,6 +45,14 @@ impl LocalQueue {
     pub(crate) async fn enter(self: &Arc<Self>, kind: Kind, name: &Name) -> Turn {
         let mut turn = self.stand(kind, name);
         let waiting = Waiting::of(&turn.line);
+        if mutant::on(mutant::NEWEST_FIRST) {
+            let place = turn.line.waiting.load(Ordering::Acquire);
+            while turn.line.waiting.load(Ordering::Acquire) > place
+                || turn.line.turn.available_permits() == 0
+            {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
         // The semaphore is never closed; without a permit the turn would merely be shared.
         turn.permit = Arc::clone(&turn.line.turn).acquire_owned().await.ok();
         drop(waiting);

@@ -266,7 +266,13 @@ impl Hold {
     fn observe(&self, at: Moment, what: What) {
         let State { kind, name, .. } = &*self.0;
         let event = Event { kind: *kind, name: name.clone(), token: self.token(), at, what };
-        self.0.environment.observer.observe(&event);
+        let observer = &self.0.environment.observer;
+        if mutant::on(mutant::TOLD_AFTER) {
+            let observer = Arc::clone(observer);
+            std::thread::spawn(move || observer.observe(&event));
+            return;
+        }
+        observer.observe(&event);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, ()> {

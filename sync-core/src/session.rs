@@ -204,7 +204,8 @@ impl LiveSession {
         entry.granted(grant);
         let mut state = self.state();
         let now = self.shared.now();
-        if self.has_ended() || !state.lease.valid(now) {
+        let over = self.has_ended() || !state.lease.valid(now);
+        if over && !mutant::on(mutant::DEAD_SESSION) {
             return false;
         }
         let sent = if mutant::on(mutant::DEADLINE_FROM_ANSWER) { now } else { sent };
@@ -296,7 +297,7 @@ impl LiveSession {
         for entry in claims.iter().filter(|entry| entry.held().is_some()) {
             entry.lost(Cause::Session);
         }
-        if let Some(deadline) = over {
+        if let Some(deadline) = over.filter(|_| !mutant::on(mutant::EARLY_END)) {
             // What the store counts longer than the holders is theirs, to stop in.
             clock.sleep_until(deadline + self.shared.margin.of(self.session.ttl)).await;
         }
@@ -363,7 +364,7 @@ impl LiveSession {
         let held: Vec<Held> = state.claims.values().filter_map(|entry| entry.held()).collect();
         state.lease.sent();
         let idle = held.is_empty() && self.shared.profile.expiry == Expiry::Claim;
-        if idle || mutant::on(mutant::NO_RENEWAL) {
+        if idle {
             return None;
         }
         let limit = state.lease.attempt_limit();
@@ -404,11 +405,15 @@ impl LiveSession {
         {
             let mut state = self.state();
             state.lease.renewed(now, sent, self.shared.believable(ttl));
-            let shared_deadline = state.lease.deadline();
+            let mut shared_deadline = state.lease.deadline();
+            if mutant::on(mutant::UNNAMED_EXTENDED) {
+                shared_deadline = shared_deadline.or(Some(self.shared.margin.deadline(sent, ttl)));
+            }
             let answered = claims.len();
             for (nonce, renewed) in claims {
                 let Some(entry) = state.claims.get(&nonce) else { continue };
                 match renewed {
+                    Renewed::Lost if mutant::on(mutant::RENEWAL_LOSS_IGNORED) => {}
                     Renewed::Lost => lost.push(Arc::clone(entry)),
                     Renewed::Extended(ttl)
                         if shared_deadline.is_none() && named.binary_search(&nonce).is_ok() =>
