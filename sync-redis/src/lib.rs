@@ -53,6 +53,9 @@ mod connection;
 mod error;
 mod follow;
 mod keys;
+#[cfg(sync_mutants)]
+#[doc(hidden)]
+pub mod mutant;
 mod probe;
 mod script;
 #[cfg(feature = "tls")]

@@ -15,7 +15,7 @@ const ECHO: &str = "sync";
 /// Warns if the server may evict what is held.
 pub(crate) async fn probe(link: &mut Link, keys: &Keys, channel: &str) -> Result<(), StoreError> {
     let mut batch = Pipeline::new();
-    batch.add_command(check("EVAL", script::CHECK.code, keys, channel));
+    batch.add_command(check("EVAL", *script::CHECK.code, keys, channel));
     batch.add_command(check("EVALSHA", script::CHECK.hash(), keys, channel));
     batch.cmd("INFO").arg("memory");
     for source in script::ALL {

@@ -7,16 +7,24 @@ use sync_core::StoreError;
 
 use crate::connection::Link;
 use crate::error;
+#[cfg(sync_mutants)]
+use crate::mutant::served;
+
+/// Without deliberate faults.
+#[cfg(not(sync_mutants))]
+const fn served(code: &'static str) -> &'static str {
+    code
+}
 
 macro_rules! scripts {
     ($($name:ident = $file:literal;)*) => {
         $(pub(crate) static $name: Source = Source {
-            code: concat!(
+            code: LazyLock::new(|| served(concat!(
                 include_str!("scripts/head.lua"),
                 include_str!(concat!("scripts/", $file, ".lua")),
                 include_str!("scripts/tail.lua"),
-            ),
-            compiled: LazyLock::new(|| Script::new($name.code)),
+            ))),
+            compiled: LazyLock::new(|| Script::new(*$name.code)),
         };)*
 
         /// All that run while a coordinator works.
@@ -36,7 +44,7 @@ scripts! {
 /// A script as the server gets it.
 #[derive(Debug)]
 pub(crate) struct Source {
-    pub(crate) code: &'static str,
+    pub(crate) code: LazyLock<&'static str>,
     compiled: LazyLock<Script>,
 }
 
@@ -55,7 +63,7 @@ impl Source {
     /// The command that makes the script known to the server.
     pub(crate) fn load(&self) -> Cmd {
         let mut command = Cmd::new();
-        command.arg("SCRIPT").arg("LOAD").arg(self.code);
+        command.arg("SCRIPT").arg("LOAD").arg(*self.code);
         command
     }
 
@@ -93,7 +101,7 @@ impl Source {
     /// The same call with the code instead of its hash.
     fn in_full(&self, call: &Cmd) -> Cmd {
         let mut command = Cmd::new();
-        command.arg("EVAL").arg(self.code);
+        command.arg("EVAL").arg(*self.code);
         for argument in call.args_iter().skip(2) {
             if let redis::Arg::Simple(argument) = argument {
                 command.arg(argument);

@@ -9,7 +9,7 @@ use sync_conformance::{Failed, Server, Store, Tamper, server, store};
 use sync_core::{Backend, Error, Options};
 use sync_redis::Config;
 
-struct Redis;
+pub(crate) struct Redis;
 
 #[async_trait]
 impl Store for Redis {
