@@ -21,6 +21,7 @@ pub(crate) fn cases() -> Vec<Case> {
             .needs(&[Need::Tamper(Tamper::Delete)]),
         Case::new(releasing_what_was_lost_says_why),
         Case::new(a_release_whose_request_is_lost_is_repeated),
+        Case::new(a_guard_is_over_before_its_release_is_answered),
         Case::new(a_release_without_the_store_is_unknown_and_done_later),
         Case::new(a_release_into_a_black_hole_is_unknown_and_done_later).needs(&[Need::Proxy]),
         Case::new(a_refused_release_says_so_and_is_done_later),
@@ -101,6 +102,22 @@ async fn a_release_whose_request_is_lost_is_repeated(ctx: Context) -> Result<(),
         ctx.assert_nothing_left().await?;
     }
     Ok(())
+}
+
+/// What the store has freed is somebody else's, whether the answer has come or not.
+async fn a_guard_is_over_before_its_release_is_answered(ctx: Context) -> Result<(), Failed> {
+    let (sync, faults) = ctx.faulty().await?;
+    let guard = sync.lock("x").acquire().await?;
+    let hold = guard.hold();
+    faults.next(Verb::End, Fault::LateAnswer);
+    let releasing = tokio::spawn(guard.release());
+    soon(&ctx, "it is released", faults.called(Verb::End, 1)).await?;
+    assert!(!hold.is_valid());
+    let next = soon(&ctx, "it is free", ctx.coordinator().await?.lock("x").acquire()).await??;
+    faults.release();
+    releasing.await??;
+    next.release().await?;
+    ctx.assert_nothing_left().await
 }
 
 async fn a_release_without_the_store_is_unknown_and_done_later(ctx: Context) -> Result<(), Failed> {

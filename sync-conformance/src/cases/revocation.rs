@@ -42,6 +42,8 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new(the_deadline_of_a_grant_counts_from_its_sending),
         Case::new(the_deadline_of_a_session_counts_from_its_sending),
         Case::new(the_deadline_of_a_renewal_counts_from_its_sending),
+        Case::new(a_renewal_extends_what_it_named_alone),
+        Case::new(what_is_taken_off_a_ttl_is_left_to_the_holder),
         Case::new(after_a_loss_a_handle_can_acquire_again_at_once),
     ]
 }
@@ -451,6 +453,51 @@ async fn the_deadline_of_a_renewal_counts_from_its_sending(ctx: Context) -> Resu
     ctx.eventually(ctx.long(), || async { Ok(guard.deadline() > first) }).await?;
     assert!(guard.deadline() <= sent + ttl.mul_f64(0.99), "{:?} {sent:?}", guard.deadline());
     guard.release().await?;
+    ctx.assert_nothing_left().await
+}
+
+/// A claim that was granted while a renewal was under way outlived its key by it.
+async fn a_renewal_extends_what_it_named_alone(ctx: Context) -> Result<(), Failed> {
+    if ctx.backend().await?.profile().expiry == Expiry::Session {
+        return Err(Failed::skipped("all claims of a session live as long as it does here"));
+    }
+    let ttl = ctx.ttl() * 3;
+    let (sync, faults) = ctx.faulty_with(ctx.hasty()?.ttl(ttl).request_timeout(ctx.long())).await?;
+    faults.next(Verb::Renew, Fault::Delay(UNDER_WAY));
+    faults.always(Verb::Renew, Fault::Hang);
+    let named = sync.lock("x").acquire().await?;
+    let first = named.deadline();
+    faults.next(Verb::TryClaim, Fault::LateAnswer);
+    let acquiring = tokio::spawn({
+        let lock = sync.lock("y");
+        async move { lock.acquire().await }
+    });
+    soon(&ctx, "it is asked for", faults.called(Verb::TryClaim, 2)).await?;
+    let sent = now();
+    soon(&ctx, "the other one is renewed", faults.called(Verb::Renew, 1)).await?;
+    faults.release();
+    let unnamed = soon(&ctx, "it is acquired", acquiring).await???;
+    ctx.eventually(ctx.long(), || async { Ok(named.deadline() > first) }).await?;
+    assert!(unnamed.deadline() <= sent + ttl.mul_f64(0.99), "{:?} {sent:?}", unnamed.deadline());
+    faults.heal();
+    named.release().await?;
+    unnamed.release().await?;
+    ctx.assert_nothing_left().await
+}
+
+/// By so much the store counts longer than the holder, who needs it to stop in: cleaning up behind
+/// him must not give it away.
+async fn what_is_taken_off_a_ttl_is_left_to_the_holder(ctx: Context) -> Result<(), Failed> {
+    const DRIFT: f64 = 0.4;
+    let (sync, faults) = ctx.faulty_with(ctx.hasty()?.drift(DRIFT)).await?;
+    faults.always(Verb::Renew, Fault::Hang);
+    let guard = sync.lock("x").acquire().await?;
+    let other = ctx.coordinator().await?;
+    let next = soon(&ctx, "somebody else gets it", other.lock("x").acquire()).await??;
+    let left = now().since(guard.deadline());
+    assert!(left >= ctx.ttl().mul_f64(DRIFT), "only {left:?}");
+    next.release().await?;
+    drop(guard);
     ctx.assert_nothing_left().await
 }
 

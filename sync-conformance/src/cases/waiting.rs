@@ -26,6 +26,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new(a_waiter_whose_session_was_ended_starts_anew)
             .needs(&[Need::Tamper(Tamper::EndSession)]),
         Case::new(a_waiter_does_not_ask_all_the_time),
+        Case::new(hints_in_vain_are_not_followed_all_the_time),
         Case::new(one_task_asks_for_all_who_wait_in_its_process),
         Case::new(who_waits_for_a_store_that_is_down_does_not_ask_all_the_time),
         Case::new(a_waiter_outlives_a_restart_of_the_store).needs(&[Need::KillServer]),
@@ -245,6 +246,22 @@ async fn a_waiter_does_not_ask_all_the_time(ctx: Context) -> Result<(), Failed> 
 async fn asked(faults: &Faults) -> usize {
     sleep(WATCHED).await;
     faults.calls(Verb::TryClaim)
+}
+
+/// Wake-ups that come to nothing, one after the other: each is a request, and none is worth it.
+async fn hints_in_vain_are_not_followed_all_the_time(ctx: Context) -> Result<(), Failed> {
+    let holder = ctx.coordinator().await?;
+    for kind in BOTH {
+        let (sync, faults) = ctx.faulty().await?;
+        let held = Want::new(&holder, kind, "x").take().await?;
+        faults.always(Verb::Wait, Fault::Unsent);
+        let waiting = Want::new(&sync, kind, "x").taking();
+        let asked = asked(&faults).await;
+        assert!((3..2 * SELDOM).contains(&asked), "asked {asked} times in {WATCHED:?}");
+        held.give_back().await?;
+        timeout(ctx.long(), waiting).await???.give_back().await?;
+    }
+    ctx.assert_nothing_left().await
 }
 
 async fn one_task_asks_for_all_who_wait_in_its_process(ctx: Context) -> Result<(), Failed> {
