@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use sync_conformance::{Failed, Server, Store, Tamper};
 use sync_core::{Backend, Error, Options, memory};
 
-struct Memory(memory::Store);
+pub(crate) struct Memory(pub(crate) memory::Store);
 
 #[async_trait]
 impl Store for Memory {
