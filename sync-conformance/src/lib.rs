@@ -10,11 +10,13 @@
 //! * [`history`], [`checker`]: what happened, written before anybody could act on it, and its judge.
 //! * [`proxy`], [`fault`]: what goes wrong on the wire, and in the backend's calls.
 //! * [`child`], [`process`], [`register`]: victims, and the resource that fencing protects.
+//! * [`bench`](mod@bench): workloads for measuring, beside the store's own commands.
 //!
 //! It stops and kills processes, and so is for Unix; elsewhere this crate is empty.
 
 #![cfg(unix)]
 
+pub mod bench;
 mod cases;
 pub mod checker;
 pub mod child;
