@@ -119,6 +119,10 @@ impl Store for Broken {
         self.inner.leftovers(url, namespace).await
     }
 
+    async fn version(&self, url: &str) -> Result<String, Failed> {
+        self.inner.version(url).await
+    }
+
     fn tampers(&self) -> &[Tamper] {
         self.inner.tampers()
     }
