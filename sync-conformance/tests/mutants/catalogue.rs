@@ -171,7 +171,7 @@ fn by_store(fault: &str) -> &'static [&'static str] {
         }
         "token-repeats" => &["fencing::tokens_grow_from_holder_to_holder"],
         "new-token" => &["fencing::a_repeated_attempt_is_told_its_first_token"],
-        "ends-anothers" => &["release::a_repeated_release_spares_a_newer_claim_of_its_session"],
+        "ends-anothers" => &["unanswered::a_late_release_spares_a_newer_claim"],
         "never-renews" => &["lifecycle::guards_outlive_their_last_coordinator"],
         "hides-losses" => {
             &["revocation::a_removed_key_is_told", "revocation::an_ended_session_is_told"]
@@ -199,7 +199,7 @@ fn by_store(fault: &str) -> &'static [&'static str] {
 fn by_redis(fault: &str) -> &'static [&'static str] {
     match fault {
         "rounded-token" => &["fencing::two_acquisitions_in_immediate_succession_differ"],
-        "plain-del" => &["release::a_repeated_release_spares_a_newer_claim_of_its_session"],
+        "plain-del" => &["unanswered::a_late_release_spares_a_newer_claim"],
         "no-void" => &["unanswered::a_late_attempt_past_the_abandon"],
         "renews-anothers" => &["revocation::an_overwritten_key_is_told"],
         "updates-blindly" => &["unanswered::a_late_update_undoes_no_later_one"],
