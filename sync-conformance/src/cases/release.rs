@@ -21,6 +21,7 @@ pub(crate) fn cases() -> Vec<Case> {
             .needs(&[Need::Tamper(Tamper::Delete)]),
         Case::new(releasing_what_was_lost_says_why),
         Case::new(a_release_whose_request_is_lost_is_repeated),
+        Case::new(a_repeated_release_spares_a_newer_claim_of_its_session),
         Case::new(a_guard_is_over_before_its_release_is_answered),
         Case::new(a_release_without_the_store_is_unknown_and_done_later),
         Case::new(a_release_into_a_black_hole_is_unknown_and_done_later).needs(&[Need::Proxy]),
@@ -117,6 +118,26 @@ async fn a_guard_is_over_before_its_release_is_answered(ctx: Context) -> Result<
     faults.release();
     releasing.await??;
     next.release().await?;
+    ctx.assert_nothing_left().await
+}
+
+/// The request of the first release is under way while its repeat is answered, and arrives when the
+/// same session has taken the lock again.
+async fn a_repeated_release_spares_a_newer_claim_of_its_session(
+    ctx: Context,
+) -> Result<(), Failed> {
+    let (sync, faults) = quick(&ctx).await?;
+    let lock = sync.lock("x");
+    let guard = lock.acquire().await?;
+    faults.next(Verb::End, Fault::Late);
+    guard.release().await?;
+    let newer = lock.acquire().await?;
+    assert_eq!(faults.calls(Verb::Open), 1);
+    faults.release();
+    sleep(Duration::from_millis(300)).await;
+    assert!(ctx.coordinator().await?.lock("x").try_acquire().await?.is_none());
+    assert!(newer.is_valid());
+    newer.release().await?;
     ctx.assert_nothing_left().await
 }
 
