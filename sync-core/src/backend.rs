@@ -337,7 +337,7 @@ impl fmt::Debug for Nonce {
 /// assert_eq!(claim.name.as_str(), "scheduler");
 /// # Ok::<(), sync_core::InvalidName>(())
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct Claim {
     /// Lock or leadership.
@@ -357,6 +357,17 @@ impl Claim {
     #[must_use]
     pub fn new(kind: Kind, name: Name, nonce: Nonce, record: Arc<[u8]>, queue: bool) -> Self {
         Self { kind, name, nonce, record, queue }
+    }
+}
+
+/// Without the record, in which the nonce stands.
+impl fmt::Debug for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Claim")
+            .field("kind", &self.kind)
+            .field("name", &self.name)
+            .field("queue", &self.queue)
+            .finish_non_exhaustive()
     }
 }
 
@@ -593,11 +604,18 @@ pub struct Sighting {
 /// let version = Version::new(record.clone());
 /// let sighting = Sighting { version, holder: Some(Sighted { record, token: None }) };
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Sighted {
     /// The bytes that stand there, whoever wrote them; bounded by the backend to
     /// [`LONGEST_RECORD`](crate::LONGEST_RECORD).
     pub record: Vec<u8>,
     /// The holder's token where there is one.
     pub token: Option<FencingToken>,
+}
+
+/// Without the record, in which the holder's nonce stands.
+impl fmt::Debug for Sighted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sighted").field("token", &self.token).finish_non_exhaustive()
+    }
 }

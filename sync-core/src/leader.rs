@@ -295,7 +295,6 @@ impl Drop for Campaign<'_> {
 /// elected.resign().await
 /// # }
 /// ```
-#[derive(Debug)]
 #[must_use = "the leadership is resigned when it is dropped"]
 pub struct Elected {
     claimed: Claimed,
@@ -336,6 +335,12 @@ impl Elected {
     /// Dropping the future does not stop it.
     pub async fn resign(self) -> Result<(), Error> {
         self.claimed.release("resign").await
+    }
+}
+
+impl fmt::Debug for Elected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Elected").field(&**self).finish()
     }
 }
 

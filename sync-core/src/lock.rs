@@ -183,7 +183,6 @@ impl fmt::Debug for Lock {
 /// assert_eq!(hold.revoked().await.cause, sync_core::Cause::Released);
 /// # Ok(()) }
 /// ```
-#[derive(Debug)]
 #[must_use = "the lock is released when its guard is dropped"]
 pub struct LockGuard {
     claimed: Claimed,
@@ -214,6 +213,12 @@ impl LockGuard {
     /// Dropping the future does not stop it.
     pub async fn release(self) -> Result<(), Error> {
         self.claimed.release("release").await
+    }
+}
+
+impl fmt::Debug for LockGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("LockGuard").field(&**self).finish()
     }
 }
 
