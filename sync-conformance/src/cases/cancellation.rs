@@ -8,7 +8,7 @@ use sync_core::{Coordinator, Kind, Node, SeededRng};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::wants::{BOTH, Taken, Want, below, polled};
+use super::wants::{BOTH, SOON, Taken, Want, below, polled};
 use crate::context::Context;
 use crate::failed::Failed;
 use crate::fault::{Fault, Faults, Verb};
@@ -71,7 +71,7 @@ impl Points {
 async fn is_free(ctx: &Context, by: &Want) -> Result<(), Failed> {
     let taken = by.clone().wait(ctx.long()).take().await?;
     taken.give_back().await?;
-    ctx.assert_nothing_left().await
+    ctx.assert_nothing_left_within(SOON).await
 }
 
 /// [`is_free`] once all requests that are under way have come to their answers.
@@ -81,7 +81,7 @@ async fn is_free_after(ctx: &Context, faults: &Faults, by: &Want) -> Result<(), 
         Ok(verbs.into_iter().all(|verb| faults.done(verb) == faults.calls(verb)))
     };
     ctx.eventually(ctx.long(), answered).await?;
-    ctx.assert_nothing_left().await?;
+    ctx.assert_nothing_left_within(SOON).await?;
     is_free(ctx, by).await
 }
 
@@ -379,24 +379,25 @@ async fn those_who_leave_the_line_do_not_block_it(ctx: Context) -> Result<(), Fa
         let mut waiting = Vec::new();
         for _ in 0..6 {
             let (sync, faults) = ctx.faulty().await?;
-            waiting.push(Want::new(&sync, kind, "x").wait(ctx.long()).taking());
+            waiting.push((Want::new(&sync, kind, "x").taking(), faults.clone()));
             faults.called(Verb::Wait, 1).await;
         }
         // The first, one in the middle, the last.
         for leaving in [5, 2, 0] {
-            let task = waiting.remove(leaving);
+            let (task, faults) = waiting.remove(leaving);
             task.abort();
             assert!(task.await.is_err());
+            timeout(ctx.long(), faults.did(Verb::End, 1)).await?;
         }
         held.give_back().await?;
         let mut served = JoinSet::new();
-        for task in waiting {
+        for (task, _) in waiting {
             served.spawn(async move { Ok::<_, Failed>(task.await??.give_back().await?) });
         }
-        while let Some(task) = served.join_next().await {
+        while let Some(task) = timeout(SOON, served.join_next()).await? {
             task??;
         }
-        ctx.assert_nothing_left().await?;
+        ctx.assert_nothing_left_within(SOON).await?;
     }
     Ok(())
 }

@@ -4,7 +4,11 @@
 use std::error::Error as _;
 use std::time::Duration;
 
-use sync_core::{BootClock, Cause, Clock, Coordinator, Error, ErrorKind, Kind, Node};
+use sync_core::backend::Claim;
+use sync_core::{
+    BootClock, Cause, Clock, Coordinator, Error, ErrorKind, Kind, Name, Node, record_nonce,
+};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::wants::{BOTH, Want};
@@ -37,6 +41,7 @@ pub(crate) fn cases() -> Vec<Case> {
         wire(Case::new(a_store_that_is_silent_at_the_start_says_so)),
         Case::new(errors_say_what_was_being_done_to_what_and_where),
         wire(Case::new(no_error_holds_a_credential)),
+        Case::new(no_text_holds_a_nonce),
     ]
 }
 
@@ -302,35 +307,56 @@ async fn doubled_requests_grant_nothing(ctx: Context) -> Result<(), Failed> {
 
 /// Every answer is believed only if it names what was asked.
 async fn doubled(ctx: Context, toward: Toward) -> Result<(), Failed> {
+    const NAMES: usize = 20;
     let route = ctx.route().await?;
     let options = ctx.options()?.request_timeout(PATIENCE).release_timeout(BRIEF);
     let sync = ctx.coordinator_at(route.url(), options).await?;
     let other = ctx.coordinator().await?;
     for kind in BOTH {
-        let held = Want::new(&other, kind, "held").take().await?;
-        let wanted = Want::new(&sync, kind, "held");
+        let mut held = Vec::new();
+        for at in 0..NAMES {
+            held.push(Want::new(&other, kind, &format!("held-{at}")).take().await?);
+        }
         Want::new(&sync, kind, "free").take().await?.give_back().await?;
         route.set(toward, Flow::Double);
-        for round in 0..10 {
-            // The answer to this one is there to be taken for that to the next.
-            let name = format!("free-{round}");
-            let free = Want::new(&sync, kind, &name).try_take().await;
-            let taken = wanted.try_take().await;
-            assert!(!matches!(taken, Ok(Some(_))), "two holders in round {round}: {taken:?}");
-            if let Ok(Some(holder)) = wanted.holder().await {
-                assert_eq!(holder.token, Some(held.token()), "round {round}");
+        for round in 0..3 {
+            // All at once, so that there is always one to take the answer that is too many.
+            let mut asking = JoinSet::new();
+            for taken in &held {
+                let (wanted, token) = (Want::new(&sync, kind, taken.name()), taken.token());
+                let name = format!("free-{}", taken.name());
+                let (free, truth) = (Want::new(&sync, kind, &name), Want::new(&other, kind, &name));
+                asking.spawn(asks_under_doubt(free, truth));
+                asking.spawn(async move {
+                    let taken = wanted.try_take().await;
+                    assert!(!matches!(taken, Ok(Some(_))), "two holders: {taken:?}");
+                    let holder = wanted.holder().await.ok().flatten();
+                    assert!(holder.is_none_or(|holder| holder.token == Some(token)));
+                    Ok(())
+                });
             }
-            if let Ok(Some(free)) = free {
-                let truth = Want::new(&other, kind, &name).holder().await?;
-                assert_eq!(truth.and_then(|holder| holder.token), Some(free.token()));
-                drop(free.give_back().await);
+            while let Some(asked) = asking.join_next().await {
+                asked?.map_err(|failed| failed.and(format_args!("in round {round}")))?;
             }
         }
         route.heal();
-        assert!(held.is_valid());
-        held.give_back().await?;
+        for taken in held {
+            assert!(taken.is_valid());
+            taken.give_back().await?;
+        }
+        let wanted = Want::new(&sync, kind, "held-0");
         timeout(ctx.long(), wanted.take()).await??.give_back().await?;
         ctx.assert_nothing_left().await?;
+    }
+    Ok(())
+}
+
+/// Takes a name that nobody has. It may fail, but what it says is so.
+async fn asks_under_doubt(free: Want, truth: Want) -> Result<(), Failed> {
+    if let Ok(Some(taken)) = free.try_take().await {
+        let holder = truth.holder().await?;
+        assert_eq!(holder.and_then(|holder| holder.token), Some(taken.token()));
+        drop(taken.give_back().await);
     }
     Ok(())
 }
@@ -481,4 +507,33 @@ async fn no_error_holds_a_credential(ctx: Context) -> Result<(), Failed> {
         assert!(!text.contains(SECRET), "the secret stands in {text:?}");
     }
     Ok(())
+}
+
+/// Whoever knows a nonce can end the claim, and texts end up in logs.
+async fn no_text_holds_a_nonce(ctx: Context) -> Result<(), Failed> {
+    let (sync, faults) = ctx.faulty().await?;
+    let backend = ctx.backend().await?;
+    let (lock, leader) = (sync.lock("x"), sync.leader("x"));
+    let (guard, elected) = (lock.acquire().await?, leader.elect().await?);
+    faults.always(Verb::Update, Fault::Refuse(ErrorKind::Denied));
+    let error = elected.update(Node::new("n")).await.err().ok_or("updated in vain")?;
+    let mut seen = texts(&error);
+    seen.extend([format!("{guard:?} {lock:?}"), format!("{elected:?} {leader:?} {sync:?}")]);
+    seen.push(format!("{:?} {:?} {backend:?}", lock.holder().await?, leader.leader().await?));
+    for kind in BOTH {
+        let sighting = backend.holder(kind, &Name::parse("x")?).await?;
+        let record = sighting.holder.as_ref().ok_or("nobody")?.record.clone();
+        let nonce = record_nonce(&record).ok_or("the record has no nonce")?;
+        let claim = Claim::new(kind, Name::parse("x")?, nonce, record.into(), true);
+        let texts = [format!("{sighting:?}"), format!("{claim:?}"), format!("{nonce:?}")];
+        let hex = nonce.to_hex();
+        let bytes = format!("{:?}", hex.as_bytes());
+        let bytes = bytes.trim_matches(['[', ']']);
+        for text in seen.iter().chain(&texts) {
+            assert!(!text.contains(&hex) && !text.contains(bytes), "the nonce stands in {text}");
+        }
+    }
+    guard.release().await?;
+    elected.resign().await?;
+    ctx.assert_nothing_left().await
 }

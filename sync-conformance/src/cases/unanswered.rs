@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::wants::{BOTH, Taken, Want, below};
+use super::wants::{BOTH, SOON, Taken, Want, below};
 use crate::context::{Context, Route};
 use crate::failed::Failed;
 use crate::fault::{Fault, Faults, Verb};
@@ -134,13 +134,13 @@ impl Scene {
     /// Nothing is left, the name is free to all, and the session is the same as ever.
     async fn is_as_before(&self) -> Result<(), Failed> {
         self.faults.heal();
-        self.ctx.assert_nothing_left().await?;
+        self.ctx.assert_nothing_left_within(SOON).await?;
         for want in [&self.other, &self.want] {
             let taken = want.try_take().await?;
             taken.ok_or("somebody holds it or stands in line")?.give_back().await?;
         }
         assert_eq!(self.faults.calls(Verb::Open), self.opened, "the session was given up");
-        self.ctx.assert_nothing_left().await
+        self.ctx.assert_nothing_left_within(SOON).await
     }
 }
 

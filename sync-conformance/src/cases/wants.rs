@@ -11,6 +11,10 @@ use sync_core::{
 };
 use tokio::task::JoinHandle;
 
+/// Longer than a few round trips take on a busy machine, and shorter than what time alone needs to
+/// remove anything from any store.
+pub(crate) const SOON: Duration = Duration::from_secs(2);
+
 /// What is promised of locks is promised of elections.
 pub(crate) const BOTH: [Kind; 2] = [Kind::Lock, Kind::Leader];
 
