@@ -83,8 +83,11 @@ async fn who_goes_on_waiting_keeps_its_place_when_others_leave(ctx: Context) -> 
         let served = Served::default();
         let held = Want::new(&holder, kind, "x").take().await?;
         let line = stand_in_line(&ctx, kind, 6, &served).await?;
-        for leaving in [0, 2, 3] {
-            line[leaving].abort();
+        for (who, waiter) in line.into_iter().enumerate() {
+            if [0, 2, 3].contains(&who) {
+                waiter.abort();
+                assert!(waiter.await.is_err());
+            }
         }
         // Who comes now comes last, though places were left.
         let (sync, faults) = ctx.faulty().await?;
@@ -157,14 +160,18 @@ async fn tasks_in_order(ctx: Context, leaving: &[usize]) -> Result<(), Failed> {
             let Err(waiting) = polled(1, waiting).await else { return Err("two holders")? };
             line.push(tokio::spawn(waiting));
         }
-        for who in leaving {
-            line[*who].abort();
+        let mut staying = Vec::new();
+        for (who, waiter) in line.into_iter().enumerate() {
+            if leaving.contains(&who) {
+                waiter.abort();
+                assert!(waiter.await.is_err());
+            } else {
+                staying.push(waiter);
+            }
         }
         held.give_back().await?;
-        for (who, waiter) in line.into_iter().enumerate() {
-            if !leaving.contains(&who) {
-                timeout(ctx.long(), waiter).await???;
-            }
+        for waiter in staying {
+            timeout(ctx.long(), waiter).await???;
         }
         let stayed: Vec<_> = (0..8).filter(|who| !leaving.contains(who)).collect();
         assert_eq!(served.so_far(), stayed, "of a {kind}");
