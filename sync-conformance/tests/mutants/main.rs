@@ -33,7 +33,7 @@ mod redis;
 const STORE: &str = "SYNC_MUTANTS_STORE";
 
 /// How many run side by side unless `--test-threads` says otherwise. They mostly sleep.
-const SIDE_BY_SIDE: usize = 4;
+const SIDE_BY_SIDE: usize = 8;
 
 fn main() -> ExitCode {
     if let Ok(store) = env::var(STORE) {
