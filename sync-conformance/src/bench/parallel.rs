@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use tokio::task::JoinSet;
 
-use super::Field;
 use super::measure::Spread;
 use super::table::{Goal, Quantity, Row};
+use super::{Field, machine};
 use crate::failed::Failed;
 
 const TASKS: usize = 64;
@@ -37,36 +37,45 @@ pub(super) async fn run(field: &Field) -> Result<Vec<Row>, Failed> {
     let mut rounds = Vec::new();
     // The first round warms up.
     for number in 0..=field.scale.rounds {
-        let (our_rate, their_rate) = if number % 2 == 0 {
-            (rate(field, ours).await?, rate(field, theirs).await?)
+        let (ours_now, theirs_now) = if number % 2 == 0 {
+            (slice(field, ours).await?, slice(field, theirs).await?)
         } else {
-            let their_rate = rate(field, theirs).await?;
-            (rate(field, ours).await?, their_rate)
+            let theirs_now = slice(field, theirs).await?;
+            (slice(field, ours).await?, theirs_now)
         };
         if number > 0 {
-            rounds.push((our_rate, their_rate));
+            rounds.push((ours_now, theirs_now));
         }
     }
     sync.shutdown().await?;
-    let our_rate = Spread::of(rounds.iter().map(|(ours, _)| *ours)).median;
-    let their_rate = Spread::of(rounds.iter().map(|(_, theirs)| *theirs)).median;
-    let ratio = Spread::of(rounds.iter().map(|(ours, theirs)| ours / theirs));
-    let what = format!("{TASKS} tasks, {TASKS} names, pairs");
+    let row = |what: &str, of: fn(&Slice) -> f64, quantity: fn(f64) -> Quantity| {
+        let ours = Spread::of(rounds.iter().map(|(ours, _)| of(ours)));
+        let theirs = Spread::of(rounds.iter().map(|(_, theirs)| of(theirs)));
+        let ratio = Spread::of(rounds.iter().map(|(ours, theirs)| of(ours) / of(theirs)));
+        let what = format!("{TASKS} tasks, {TASKS} names, {what}");
+        Row::new(field.flavour, what, quantity(ours.median)).raw(quantity(theirs.median), ratio)
+    };
     Ok(vec![
-        Row::new(field.flavour, what, Quantity::Rate(our_rate))
-            .raw(Quantity::Rate(their_rate), ratio)
-            .goal(Goal::AtLeast(0.6)),
+        row("pairs", |slice| slice.rate, Quantity::Rate).goal(Goal::AtLeast(0.6)),
+        row("client's CPU per pair", |slice| slice.cpu, Quantity::Time),
     ])
 }
 
-/// How many pairs a second all tasks together do in one slice.
-async fn rate<W, P, F>(field: &Field, worker: W) -> Result<f64, Failed>
+/// What all tasks together did in one slice.
+struct Slice {
+    /// Pairs a second.
+    rate: f64,
+    /// Processor time of this process for each pair, in seconds.
+    cpu: f64,
+}
+
+async fn slice<W, P, F>(field: &Field, worker: W) -> Result<Slice, Failed>
 where
     W: Fn(usize) -> P,
     P: Fn() -> F + Send + 'static,
     F: Future<Output = Result<(), Failed>> + Send,
 {
-    let began = Instant::now();
+    let (began, used) = (Instant::now(), machine::cpu_time());
     let end = began + field.scale.slice;
     let mut tasks = JoinSet::new();
     for number in 0..TASKS {
@@ -84,5 +93,8 @@ where
     while let Some(done) = tasks.join_next().await {
         pairs += done??;
     }
-    Ok(f64::from(pairs) / began.elapsed().as_secs_f64())
+    Ok(Slice {
+        rate: f64::from(pairs) / began.elapsed().as_secs_f64(),
+        cpu: (machine::cpu_time() - used).as_secs_f64() / f64::from(pairs),
+    })
 }
