@@ -304,7 +304,9 @@ impl Nonce {
     /// As 32 hexadecimal digits in lower case.
     #[must_use]
     pub fn to_hex(self) -> String {
-        format!("{:032x}", u128::from_be_bytes(self.0))
+        const DIGITS: [u8; 16] = *b"0123456789abcdef";
+        let digit = |half: u8| char::from(DIGITS[usize::from(half & 15)]);
+        self.0.iter().flat_map(|byte| [digit(byte >> 4), digit(*byte)]).collect()
     }
 
     /// Reads what [`to_hex`](Nonce::to_hex) wrote, and nothing else.

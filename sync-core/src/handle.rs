@@ -1,6 +1,7 @@
 //! What a lock and an election have in common: a name that is wanted, and how.
 
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,7 +94,8 @@ impl Wanting {
         let acquisition = self.acquisition(true)?;
         let shared = &self.inner.shared;
         let progress = Arc::clone(&acquisition.progress);
-        let work = self.spanned(async {
+        // Pinned where it is made: a future that is moved is laid out once for each place it is in.
+        let work = pin!(async {
             let turn = tokio::select! {
                 biased;
                 () = shared.closing.cancelled() => return Err(self.closed()),
@@ -101,6 +103,7 @@ impl Wanting {
             };
             self.carry(acquisition, turn).await
         });
+        let work = pin!(self.spanned(work));
         let claimed = match wait {
             None => work.await,
             Some(wait) => match shared.within(wait, work).await {
@@ -124,7 +127,7 @@ impl Wanting {
         if shared.closing.is_cancelled() {
             return Err(self.closed());
         }
-        self.spanned(async {
+        let work = pin!(async {
             let name = &acquisition.name;
             let mut turn = queue.try_enter(self.kind, name);
             if turn.is_none() && queue.is_about_to_be_free(self.kind, name) {
@@ -136,8 +139,8 @@ impl Wanting {
                 None if queue.is_about_to_be_free(self.kind, name) => Err(self.not_given_back()),
                 None => Ok(None),
             }
-        })
-        .await
+        });
+        self.spanned(work).await
     }
 
     pub(crate) fn what(&self, verb: &str) -> String {
@@ -226,10 +229,13 @@ impl Wanting {
                 "campaign", name = %self.id, waited_ms = tracing::field::Empty, token = tracing::field::Empty
             ),
         };
+        if span.is_disabled() {
+            return work.await;
+        }
         let clock = &self.inner.shared.environment.clock;
         let began = clock.now();
         let outcome = work.instrument(span.clone()).await;
-        if !span.is_disabled() {
+        {
             let waited = clock.now().since(began);
             span.record("waited_ms", u64::try_from(waited.as_millis()).unwrap_or(u64::MAX));
             if let Ok(Some(claimed)) = &outcome {
