@@ -27,7 +27,7 @@ impl Store for ToyStore {
         if let Some(server) = server::external("SYNC_TEST_TOY")? {
             return Ok(server);
         }
-        // This very program serves too. The name of a real server's program stands here otherwise.
+        // This very program serves too. Elsewhere the name of the server's program stands here.
         let program = std::env::current_exe()?.display().to_string();
         Launch::new(program, "TOY_SERVER", "cargo test")
             .arguments(|places, me| {
