@@ -31,6 +31,9 @@ use crate::script::{self, Reply};
 /// holder that sends no message (redis-py) is noticed at the latest.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// The shortest, however short the TTL (`LEAST_PATIENCE`).
+const LEAST_LOOK: Duration = Duration::from_millis(100);
+
 /// The shortest life of the marker that keeps a late attempt out.
 const LEAST_VOID_LIFE: Duration = Duration::from_secs(60);
 
@@ -88,8 +91,11 @@ impl Redis {
     }
 
     /// A place in a line, given what is left of the claim's key if it expires.
-    fn blocked(&self, left: Option<u64>, first: bool) -> Ticket {
-        let look = self.environment.jitter(LOOK);
+    ///
+    /// Three looks are no longer than the TTL: dead, one that waits blocks the others no longer
+    /// than it would as the holder.
+    fn blocked(&self, ttl: Duration, left: Option<u64>, first: bool) -> Ticket {
+        let look = self.environment.jitter((ttl / 3).clamp(LEAST_LOOK, LOOK));
         // Only the first in line can take what expires; the others would look in vain.
         let look_after = match left {
             Some(left) if first => look.min(Duration::from_millis(left.saturating_add(1))),
@@ -284,7 +290,11 @@ impl Backend for Redis {
             "blocked" => {
                 let mut words = reply.words();
                 let left = words.next().and_then(|left| left.parse().ok());
-                return Ok(Attempt::Blocked(self.blocked(left, words.next() == Some("1"))));
+                return Ok(Attempt::Blocked(self.blocked(
+                    session.ttl,
+                    left,
+                    words.next() == Some("1"),
+                )));
             }
             "void" => Attempt::Anew,
             // Ours, but nobody can say with which token; a fresh one might not be greater.

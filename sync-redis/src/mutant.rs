@@ -19,7 +19,7 @@ mutants! {
     "plain-del", "a release deletes the key, whoever holds it":
         "local held = owner == nonce" => "local held = true";
     "no-void", "a claim is taken although it was abandoned":
-        "if redis.call('EXISTS', KEYS[6]) == 1 then" => "if false then";
+        "if call('EXISTS', KEYS[6]) == 1 then" => "if false then";
     "renews-anothers", "a renewal extends the key, whoever holds it":
         "if soft('GET', claim) ~= ARGV[1] then" => "if false then";
     "updates-blindly", "a changed record is not compared with what stands there":
@@ -29,7 +29,7 @@ mutants! {
     "no-message", "a release sends no message to the first in line":
         "if waiting > 0 and (held or (queued and not owner)) then" => "if false then";
     "dead-wait-on", "who gives no sign any more keeps its place in line":
-        "local PATIENCE = 3000000" => "local PATIENCE = 3e15";
+        "if till and now <= till and till - now <= 2 * PATIENCE then" => "if till then";
 }
 
 /// The script as the server gets it: with the chosen fault in it.

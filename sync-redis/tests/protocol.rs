@@ -235,6 +235,31 @@ async fn whoever_died_in_line_is_passed_over() {
 }
 
 #[tokio::test]
+async fn whoever_died_in_line_blocks_no_longer_than_its_ttl() {
+    let server = Server::start();
+    let ttl = Duration::from_millis(600);
+    let (a, c) = (Client::new(&server).await, Client::with_ttl(&server, ttl).await);
+    let (dead, slow) = (Client::with_ttl(&server, ttl).await, Client::new(&server).await);
+    let (holder, ghost, patient, third) = (lock("a"), lock("a"), lock("a"), lock("a"));
+    a.held(&holder).await;
+    dead.blocked(&ghost).await;
+    drop(dead);
+    slow.blocked(&patient).await;
+    let look = c.blocked(&third).await.look_after.unwrap();
+    assert!((Duration::from_millis(100)..=ttl / 3).contains(&look), "{look:?}");
+    a.end(&holder).await;
+    // The one that died is passed over; the one with a longer TTL is not, though it says nothing
+    // for longer than the TTL of the one that asks.
+    let began = Instant::now();
+    while began.elapsed() < ttl * 2 {
+        c.blocked(&third).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    slow.held(&patient).await;
+    assert!(began.elapsed() < Duration::from_millis(2500), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
 async fn a_line_of_which_nobody_lives_goes_by_itself() {
     let server = Server::start();
     let a = Client::new(&server).await;

@@ -37,7 +37,7 @@ local function run()
       if ARGV[5] == '1' then
         call('ZADD', line, 'NX', token, place)
         dirty = true
-        call('ZADD', beat, token, place)
+        call('ZADD', beat, alive_until(now, ttl), place)
         call('PEXPIRE', line, LINE_LIFE)
         call('PEXPIRE', beat, LINE_LIFE)
         first = first or place

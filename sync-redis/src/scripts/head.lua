@@ -12,8 +12,9 @@ local call = redis.call
 -- In milliseconds, as text: each number that is given to a command is printed anew each time.
 local TOKEN_LIFE = '604800000' -- of the counter of a name that nobody uses
 local LINE_LIFE = '6000' -- of a line in which nobody stands who lives
--- Whoever has given no sign for this many microseconds is dead: three of the longest looks.
-local PATIENCE = 3000000
+-- Whoever has given no sign for so long is dead: three of the longest looks, for those with a
+-- shorter TTL that (see `look` in backend.rs). In microseconds.
+local LEAST_PATIENCE, PATIENCE = 300000, 3000000
 
 -- The server's time in microseconds since 1970, as a number and as text. Not by tostring: it
 -- rounds to 14 digits, and two grants within 100 us would have the same token.
@@ -23,8 +24,13 @@ local function clock()
   return tonumber(text), text
 end
 
--- The first in line. Those before it whose heartbeat is missing, or too far away from now (the
--- server's clock may have gone back), are dead and removed.
+-- Until when one lives who has given a sign just now, as text.
+local function alive_until(now, ttl)
+  return string.format('%.0f', now + math.max(LEAST_PATIENCE, math.min(PATIENCE, ttl * 1000)))
+end
+
+-- The first in line. Those before it that live no longer, or too long (the server's clock may have
+-- gone back), are dead and removed.
 local function first_in_line(line, beat, now)
   local count, first = 1, nil
   for _ = 1, 20 do -- what is left then is left to the next look
@@ -34,8 +40,8 @@ local function first_in_line(line, beat, now)
     local dead = {}
     for i, place in ipairs(places) do
       first = place
-      local last = tonumber(beats[i])
-      if last and math.abs(now - last) <= PATIENCE then break end
+      local till = tonumber(beats[i])
+      if till and now <= till and till - now <= 2 * PATIENCE then break end
       dead[i], first = place, nil
     end
     if #dead > 0 then
