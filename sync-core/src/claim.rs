@@ -254,7 +254,7 @@ impl Entry {
             let again = clock.now() + backoff.next(&shared.environment);
             tokio::select! {
                 biased;
-                () = self.session.ended() => {}
+                () = self.session.ended(), if shared.profile.expiry == Expiry::Session => {}
                 () = clock.sleep_until(again) => {}
             }
         }
@@ -355,6 +355,11 @@ impl Claimed {
         Self { entry, _session: session }
     }
 
+    /// The error that says why this was lost.
+    pub(crate) fn into_lost(self, what: &str) -> Error {
+        Error::lost(what, self.entry.hold.revoke(Cause::Released))
+    }
+
     /// Gives the claim back and waits for the store to say so, within the release timeout.
     ///
     /// Dropping the future does not stop it.
@@ -400,13 +405,6 @@ impl Claimed {
                 Err(Error::from_store(what(), error))
             }
         }
-    }
-}
-
-impl Claimed {
-    /// The error that says why this was lost.
-    pub(crate) fn into_lost(self, what: &str) -> Error {
-        Error::lost(what, self.entry.hold.revoke(Cause::Released))
     }
 }
 

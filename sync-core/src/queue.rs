@@ -27,6 +27,8 @@ struct Line {
     /// Cancelled when whoever has the turn does not want the name any more.
     gone: Mutex<Option<CancellationToken>>,
     waiting: AtomicUsize,
+    /// How many turns there are on it, with or without permit. Changed with the lines locked.
+    turns: AtomicUsize,
 }
 
 /// The turn to talk to the store about a name. It lasts until what was won has been given back.
@@ -88,8 +90,13 @@ impl LocalQueue {
             ending: AtomicBool::new(false),
             gone: Mutex::new(None),
             waiting: AtomicUsize::new(0),
+            turns: AtomicUsize::new(0),
         };
-        let line = Arc::clone(self.lines().entry(key.clone()).or_insert_with(|| Arc::new(fresh())));
+        let mut lines = self.lines();
+        let line = lines.entry(key.clone()).or_insert_with(|| Arc::new(fresh()));
+        line.turns.fetch_add(1, Ordering::AcqRel);
+        let line = Arc::clone(line);
+        drop(lines);
         Turn { queue: Arc::clone(self), key, line, permit: None }
     }
 
@@ -146,8 +153,8 @@ impl Drop for Turn {
     fn drop(&mut self) {
         let mut lines = self.queue.lines();
         self.permit = None;
-        // The map's and our own: nobody else stands in this line, and nobody can join meanwhile.
-        if Arc::strong_count(&self.line) == 2 {
+        // The last one: nobody else stands in this line, and nobody can join meanwhile.
+        if self.line.turns.fetch_sub(1, Ordering::AcqRel) == 1 {
             lines.remove(&self.key);
         }
     }
@@ -182,6 +189,30 @@ mod tests {
         }
         assert_eq!(*served.lock().unwrap(), [0, 1, 3, 4]);
         assert!(queue.lines().is_empty());
+    }
+
+    #[test]
+    fn lines_that_are_left_by_two_at_once_vanish_too() {
+        let queue = Arc::new(LocalQueue::default());
+        for i in 0..2_000 {
+            let name = Name::parse(&format!("n{i}")).unwrap();
+            let turns = [queue.stand(Kind::Lock, &name), queue.stand(Kind::Lock, &name)];
+            let together = Arc::new(std::sync::Barrier::new(turns.len()));
+            let leaving: Vec<_> = turns
+                .into_iter()
+                .map(|turn| {
+                    let together = Arc::clone(&together);
+                    std::thread::spawn(move || {
+                        together.wait();
+                        drop(turn);
+                    })
+                })
+                .collect();
+            for thread in leaving {
+                thread.join().unwrap();
+            }
+        }
+        assert_eq!(queue.lines().len(), 0);
     }
 
     #[tokio::test]

@@ -409,7 +409,10 @@ impl LiveSession {
             if mutant::on(mutant::UNNAMED_EXTENDED) {
                 shared_deadline = shared_deadline.or(Some(self.shared.margin.deadline(sent, ttl)));
             }
-            let answered = claims.len();
+            let unknown = match self.shared.profile.expiry {
+                Expiry::Claim => named.len().saturating_sub(claims.len()),
+                Expiry::Session => 0,
+            };
             for (nonce, renewed) in claims {
                 let Some(entry) = state.claims.get(&nonce) else { continue };
                 match renewed {
@@ -430,11 +433,13 @@ impl LiveSession {
                     entry.hold.extend(deadline);
                 }
             }
-            if self.shared.profile.expiry == Expiry::Claim && answered < named.len() {
+            if unknown > 0 {
+                tracing::warn!(unknown, claims = named.len(), "not all was renewed; soon again");
                 state.lease.retry(now);
+            } else {
+                tracing::debug!(claims = named.len(), "renewed");
             }
         }
-        tracing::debug!(claims = named.len(), "renewed");
         for entry in lost {
             self.on_claim_lost(&entry);
         }
