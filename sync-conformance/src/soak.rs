@@ -108,6 +108,11 @@ pub(crate) fn main(store: &Arc<dyn Store>) -> Option<ExitCode> {
     if arguments.next()? != "soak" {
         return None;
     }
+    let arguments: Vec<String> = arguments.collect();
+    if arguments.iter().any(|argument| argument == "--help") {
+        println!("{USAGE}");
+        return Some(ExitCode::SUCCESS);
+    }
     let settings = match Settings::parse(arguments, store.ttl()) {
         Ok(settings) => settings,
         Err(why) => {

@@ -54,7 +54,7 @@ impl Outcome {
         at_least(self.report.grants, terms * 4, "grants");
         at_least(self.report.handovers, terms * 2, "handovers");
         if targets.clients || targets.network {
-            at_least(self.done.values().sum(), terms, "faults");
+            at_least(self.done.values().sum(), terms.div_ceil(2), "faults");
         }
         if targets.clients {
             let refused = usize::try_from(self.register.refused).unwrap_or(usize::MAX);

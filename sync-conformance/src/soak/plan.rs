@@ -73,7 +73,7 @@ impl Mishap {
             Mishap::Reset => (0.0, 0.0),
             Mishap::Kill => (0.0, 0.5),
             Mishap::Pause | Mishap::ServerPause => (0.1, 0.8),
-            Mishap::Freeze | Mishap::ServerFreeze => (1.2, 2.2),
+            Mishap::Freeze | Mishap::ServerFreeze => (1.4, 2.4),
             Mishap::ServerKill => (0.0, 1.0),
             Mishap::Cut | Mishap::Delay | Mishap::LoseAnswers | Mishap::Swallow | Mishap::Late => {
                 (0.2, 2.0)
@@ -105,6 +105,7 @@ pub(super) struct Step {
 
 /// What happens to one after the other, over and over.
 struct Deck {
+    /// The first comes first, the others in any order.
     cards: &'static [Mishap],
     /// They happen to whoever holds. By chance one in eight would.
     at_holder: bool,
@@ -116,17 +117,17 @@ struct Deck {
 const HOLDERS: Deck = Deck {
     cards: &[Mishap::Freeze, Mishap::Kill, Mishap::Freeze, Mishap::Pause],
     at_holder: true,
-    pause: (2.0, 4.0),
+    pause: (3.0, 5.0),
 };
 const HOLDERS_LINKS: Deck = Deck {
     cards: &[Mishap::Swallow, Mishap::LoseAnswers, Mishap::Late, Mishap::Cut, Mishap::Reset],
     at_holder: true,
-    pause: (2.0, 4.0),
+    pause: (3.5, 6.0),
 };
 const CLIENTS: Deck = Deck {
     cards: &[Mishap::Kill, Mishap::Freeze, Mishap::Pause],
     at_holder: false,
-    pause: (0.8, 1.8),
+    pause: (2.0, 4.0),
 };
 const LINKS: Deck = Deck {
     cards: &[
@@ -138,12 +139,12 @@ const LINKS: Deck = Deck {
         Mishap::Swallow,
     ],
     at_holder: false,
-    pause: (0.4, 0.9),
+    pause: (1.0, 2.0),
 };
 const SERVERS: Deck = Deck {
     cards: &[Mishap::ServerPause, Mishap::ServerKill, Mishap::ServerFreeze],
     at_holder: false,
-    pause: (4.0, 8.0),
+    pause: (5.0, 9.0),
 };
 
 /// The plan of a run: the same for the same arguments.
@@ -168,13 +169,13 @@ pub(super) fn plan(seed: u64, length: Duration, ttl: Duration, targets: Targets)
     steps
 }
 
-/// Deals the shuffled deck, one card after each pause, until the time is up.
+/// Deals the deck, one card after each pause, until the time is up.
 fn deal(dice: &Dice, deck: &Deck, length: Duration, ttl: Duration) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut at = Duration::ZERO;
     loop {
         let mut cards = deck.cards.to_vec();
-        dice.shuffle(&mut cards);
+        dice.shuffle(&mut cards[1..]);
         for mishap in cards {
             let (least, most) = mishap.lasts();
             let lasts = dice.part(ttl, least, most);
@@ -218,7 +219,7 @@ mod tests {
             let steps = plan(seed, LENGTH, TTL, ALL);
             let count = count(&steps);
             assert_eq!(count.len(), 12, "seed {seed}: {count:?}");
-            assert!(count.values().all(|count| *count >= 3), "seed {seed}: {count:?}");
+            assert!(count.values().all(|count| *count >= 2), "seed {seed}: {count:?}");
             assert!(steps.iter().all(|step| step.at + step.lasts <= LENGTH));
             assert!(steps.is_sorted_by_key(|step| step.at));
         }
@@ -230,7 +231,7 @@ mod tests {
             let steps = plan(seed, LENGTH / 4, TTL, Targets { servers: false, ..ALL });
             let freezes = |step: &&Step| step.at_holder && step.mishap == Mishap::Freeze;
             assert!(steps.iter().filter(freezes).count() >= 1, "seed {seed}: {steps:?}");
-            assert!(steps.len() >= 30, "seed {seed}: {}", steps.len());
+            assert!(steps.len() >= 16, "seed {seed}: {}", steps.len());
         }
     }
 
