@@ -10,6 +10,7 @@ mod late_grants;
 mod margins;
 mod sessions;
 mod shutdowns;
+mod told;
 mod ttls;
 mod updates;
 mod waiters;
