@@ -306,7 +306,11 @@ impl Nonce {
     pub fn to_hex(self) -> String {
         const DIGITS: [u8; 16] = *b"0123456789abcdef";
         let digit = |half: u8| char::from(DIGITS[usize::from(half & 15)]);
-        self.0.iter().flat_map(|byte| [digit(byte >> 4), digit(*byte)]).collect()
+        let mut hex = String::with_capacity(32);
+        for byte in self.0 {
+            hex.extend([digit(byte >> 4), digit(byte)]);
+        }
+        hex
     }
 
     /// Reads what [`to_hex`](Nonce::to_hex) wrote, and nothing else.

@@ -235,12 +235,10 @@ impl Wanting {
         let clock = &self.inner.shared.environment.clock;
         let began = clock.now();
         let outcome = work.instrument(span.clone()).await;
-        {
-            let waited = clock.now().since(began);
-            span.record("waited_ms", u64::try_from(waited.as_millis()).unwrap_or(u64::MAX));
-            if let Ok(Some(claimed)) = &outcome {
-                span.record("token", claimed.entry.hold.token().get());
-            }
+        let waited = clock.now().since(began);
+        span.record("waited_ms", u64::try_from(waited.as_millis()).unwrap_or(u64::MAX));
+        if let Ok(Some(claimed)) = &outcome {
+            span.record("token", claimed.entry.hold.token().get());
         }
         outcome
     }
