@@ -14,6 +14,7 @@ mod lifecycle;
 mod names;
 mod order;
 mod release;
+mod renewal;
 mod revocation;
 mod run;
 mod scale;
@@ -36,6 +37,7 @@ pub(crate) fn all() -> Vec<Case> {
         names::cases(),
         order::cases(),
         release::cases(),
+        renewal::cases(),
         revocation::cases(),
         run::cases(),
         scale::cases(),

@@ -4,10 +4,11 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use sync_core::{Cause, ErrorKind, Hold};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::StreamExt;
 
-use super::common::{kind, soon, told};
+use super::common::{kind, now, soon, told};
 use crate::context::Context;
 use crate::failed::Failed;
 use crate::fault::{Fault, Faults, Verb};
@@ -23,11 +24,14 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new(a_shutdown_wakes_who_waits),
         Case::new(use_after_a_shutdown_is_closed),
         Case::new(a_shutdown_ends_an_acquire_that_tries_in_vain),
+        Case::new(a_grant_that_comes_after_a_shutdown_is_given_back),
         Case::new(a_shutdown_without_the_store_ends_in_time),
         Case::new(a_shutdown_goes_on_when_its_caller_is_gone),
         Case::new(guards_outlive_their_last_coordinator),
         Case::new(a_handle_outlives_its_last_coordinator),
         Case::new(many_locks_share_one_session_and_one_renewal),
+        Case::new(those_who_come_at_once_share_one_session),
+        Case::new(the_ttl_of_a_handle_is_its_own),
         Case::new(a_dedicated_session_is_its_handles_own),
         Case::new(an_acquire_that_failed_leaks_no_session),
         Case::new(a_dedicated_session_has_a_fate_of_its_own)
@@ -174,6 +178,21 @@ async fn a_shutdown_ends_an_acquire_that_tries_in_vain(ctx: Context) -> Result<(
     Ok(())
 }
 
+async fn a_grant_that_comes_after_a_shutdown_is_given_back(ctx: Context) -> Result<(), Failed> {
+    let (sync, faults) = ctx.faulty().await?;
+    faults.next(Verb::TryClaim, Fault::LateAnswer);
+    let lock = sync.lock("x");
+    let acquiring = tokio::spawn(async move { kind(lock.acquire().await) });
+    soon(&ctx, "it is asked for", faults.called(Verb::TryClaim, 1)).await?;
+    let closing = tokio::spawn(async move { sync.shutdown().await });
+    sleep(Duration::from_millis(200)).await;
+    faults.release();
+    let outcome = soon(&ctx, "the acquire ends", acquiring).await??;
+    assert_eq!(outcome, Some(ErrorKind::Closed));
+    soon(&ctx, "the shutdown ends", closing).await???;
+    ctx.assert_nothing_left().await
+}
+
 async fn a_shutdown_without_the_store_ends_in_time(ctx: Context) -> Result<(), Failed> {
     for (verb, fault) in [
         (Verb::End, Fault::LoseRequest),
@@ -273,6 +292,36 @@ async fn many_locks_share_one_session_and_one_renewal(ctx: Context) -> Result<()
         guard.release().await?;
     }
     elected.resign().await?;
+    ctx.assert_nothing_left().await
+}
+
+async fn those_who_come_at_once_share_one_session(ctx: Context) -> Result<(), Failed> {
+    let (sync, faults) = ctx.faulty().await?;
+    faults.always(Verb::Open, Fault::Delay(Duration::from_millis(200)));
+    let mut tasks = JoinSet::new();
+    for number in 0..20 {
+        let lock = sync.lock(format!("x{number}"));
+        tasks.spawn(async move { lock.acquire().await?.release().await });
+    }
+    while let Some(task) = tasks.join_next().await {
+        task??;
+    }
+    assert_eq!(faults.calls(Verb::Open), 1);
+    ctx.assert_nothing_left().await
+}
+
+async fn the_ttl_of_a_handle_is_its_own(ctx: Context) -> Result<(), Failed> {
+    let (short, usual, long) = (ctx.long(), ctx.long() * 2, ctx.long() * 4);
+    let sync = ctx.coordinator_with(ctx.options()?.ttl(usual)).await?;
+    let own = sync.lock("x").dedicated_session();
+    let handles = [sync.lock("x").ttl(short), own.clone().ttl(long), own.clone().ttl(short), own];
+    for (lock, ttl) in handles.into_iter().zip([short, long, short, usual]) {
+        let before = now();
+        let guard = lock.acquire().await?;
+        let deadline = guard.deadline();
+        assert!(deadline > before + ttl.mul_f64(0.9) && deadline < now() + ttl, "{deadline:?}");
+        guard.release().await?;
+    }
     ctx.assert_nothing_left().await
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sync_core::Kind;
+use sync_core::backend::Expiry;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -12,7 +13,7 @@ use tokio::time::sleep;
 use super::wants::{BOTH, Want};
 use crate::context::Context;
 use crate::failed::Failed;
-use crate::fault::Verb;
+use crate::fault::{Fault, Verb};
 use crate::suite::Case;
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -20,6 +21,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new(a_thousand_held_names_are_renewed_together),
         Case::new(hundreds_of_waiters_share_one_coordinator),
         Case::new(hundreds_of_tasks_share_one_name),
+        Case::new(what_was_abandoned_does_not_gather_on_one_session),
     ]
 }
 
@@ -107,5 +109,31 @@ async fn hundreds_of_tasks_share_one_name(ctx: Context) -> Result<(), Failed> {
     // They pass the name on inside the process: nobody was blocked by the store.
     assert_eq!((faults.calls(Verb::TryClaim), faults.calls(Verb::Wait)), (TASKS, 0));
     assert_eq!(ctx.judge()?.grants, TASKS);
+    ctx.assert_nothing_left().await
+}
+
+/// What each leaves in the store is for the session's life; so that ends.
+async fn what_was_abandoned_does_not_gather_on_one_session(ctx: Context) -> Result<(), Failed> {
+    const NAMES: usize = 110;
+    if ctx.backend().await?.profile().expiry == Expiry::Claim {
+        return Err(Failed::skipped("what is left ends by itself here"));
+    }
+    let (sync, faults) = ctx.faulty().await?;
+    let held = sync.lock("held").acquire().await?;
+    faults.always(Verb::TryClaim, Fault::LoseRequest);
+    let trying = (0..NAMES).map(|at| {
+        let want = Want::new(&sync, BOTH[at % 2], &format!("name-{at}"));
+        async move { Ok(want.try_take().await.is_err()) }
+    });
+    assert!(all(trying).await?.into_iter().all(|failed| failed));
+    ctx.eventually(ctx.long(), || async { Ok(faults.abandons() >= NAMES) }).await?;
+    faults.heal();
+    sync.lock("x").acquire().await?.release().await?;
+    assert_eq!(faults.calls(Verb::Open), 2);
+    // What is held on the old one keeps it.
+    assert!(held.is_valid());
+    assert_eq!(faults.calls(Verb::Close), 0);
+    held.release().await?;
+    ctx.eventually(ctx.long(), || async { Ok(faults.calls(Verb::Close) == 1) }).await?;
     ctx.assert_nothing_left().await
 }

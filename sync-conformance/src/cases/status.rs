@@ -33,6 +33,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new(an_update_that_is_too_long_changes_nothing),
         Case::new(a_stream_begins_with_the_present_state),
         Case::new(a_stream_shows_every_last_state),
+        Case::new(a_stream_shows_no_change_where_there_is_none),
         Case::new(a_stream_that_nobody_reads_misses_no_last_state),
         Case::new(streams_share_one_watch_and_it_ends_with_them),
         Case::new(a_stream_shows_nobody_who_never_led),
@@ -299,6 +300,22 @@ async fn a_stream_shows_every_last_state(ctx: Context) -> Result<(), Failed> {
         elected.resign().await?;
         shows(&ctx, &mut changes, |state| state.is_none()).await?;
     }
+    ctx.assert_nothing_left().await
+}
+
+async fn a_stream_shows_no_change_where_there_is_none(ctx: Context) -> Result<(), Failed> {
+    let (sync, other) = (ctx.coordinator().await?, ctx.coordinator().await?);
+    let node = Node::new("a");
+    let elected = sync.leader("x").node(node.clone()).elect().await?;
+    let mut changes = other.leader("x").changes()?;
+    shows(&ctx, &mut changes, |state| state.is_some()).await?;
+    for _ in 0..3 {
+        elected.update(node.clone()).await?;
+        let shown = timeout(Duration::from_millis(200), changes.next()).await;
+        assert!(shown.is_err(), "{shown:?}");
+    }
+    elected.resign().await?;
+    shows(&ctx, &mut changes, |state| state.is_none()).await?;
     ctx.assert_nothing_left().await
 }
 

@@ -18,6 +18,7 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![
         Case::new(a_wait_is_used_up_when_it_is_and_not_before),
         Case::new(a_wait_of_zero_tries_once),
+        Case::new(a_try_gets_over_one_failure),
         Case::new(a_wait_counts_behind_a_task_of_the_same_process),
         Case::new(a_wait_that_is_used_up_leaves_no_place_in_line),
         Case::new(taken_and_lost_and_down_do_not_look_the_same),
@@ -44,6 +45,11 @@ async fn a_wait_is_used_up_when_it_is_and_not_before(ctx: Context) -> Result<(),
         // The coordinator's own wait counts where the handle says nothing.
         let hasty = ctx.coordinator_with(ctx.options()?.wait(WAIT)).await?;
         used_up(&ctx, &Want::new(&hasty, kind, "x")).await?;
+        // And not where it says something.
+        for other in [Duration::ZERO, ctx.long() * 10] {
+            let other = ctx.coordinator_with(ctx.options()?.wait(other)).await?;
+            used_up(&ctx, &Want::new(&other, kind, "x").wait(WAIT)).await?;
+        }
         held.give_back().await?;
     }
     ctx.assert_nothing_left().await
@@ -74,6 +80,24 @@ async fn a_wait_of_zero_tries_once(ctx: Context) -> Result<(), Failed> {
         assert_eq!(faults.calls(Verb::TryClaim), calls + 1);
         assert_eq!(faults.calls(Verb::Wait), 0);
         held.give_back().await?;
+    }
+    ctx.assert_nothing_left().await
+}
+
+/// Such as a connection that had gone stale.
+async fn a_try_gets_over_one_failure(ctx: Context) -> Result<(), Failed> {
+    let (sync, faults) = ctx.faulty().await?;
+    for kind in BOTH {
+        let want = Want::new(&sync, kind, "x");
+        for fault in [Fault::Unsent, Fault::LoseRequest, Fault::LoseAnswer] {
+            faults.next(Verb::TryClaim, fault);
+            want.try_take().await?.ok_or("it is free")?.give_back().await?;
+            faults.next(Verb::TryClaim, fault);
+            want.clone().wait(Duration::ZERO).take().await?.give_back().await?;
+            faults.next(Verb::Open, fault);
+            let apart = want.clone().dedicated_session();
+            apart.try_take().await?.ok_or("it is free")?.give_back().await?;
+        }
     }
     ctx.assert_nothing_left().await
 }
