@@ -1,7 +1,7 @@
 //! From wanting a name to holding it: try, wait, try again; and whatever ends it on the way.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -18,6 +18,7 @@ use crate::node::{self, Node};
 use crate::queue::Turn;
 use crate::revocation::Hold;
 use crate::session::LiveSession;
+use crate::trouble::Trouble;
 
 /// A wait shorter than this was none.
 const NO_WAIT: Duration = Duration::from_millis(5);
@@ -45,6 +46,8 @@ pub(crate) struct Acquisition {
 pub(crate) struct Progress {
     had_its_turn: AtomicBool,
     trouble: Mutex<Option<StoreError>>,
+    /// What is said of it to people.
+    said: Mutex<Trouble>,
 }
 
 impl Progress {
@@ -56,6 +59,10 @@ impl Progress {
     /// The latest thing that went wrong, unless the store has said since that the name is taken.
     pub(crate) fn trouble(&self) -> Option<StoreError> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn said(&self) -> MutexGuard<'_, Trouble> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn set(&self, trouble: Option<StoreError>) {
@@ -167,7 +174,7 @@ impl Acquisition {
             );
             match shared.request(entry.session.ttl(), call).await {
                 Ok(Attempt::Held(grant)) => {
-                    self.progress.set(None);
+                    self.answered();
                     if let Some(tried) = self.hold(entry, grant, sent) {
                         return tried;
                     }
@@ -178,7 +185,7 @@ impl Acquisition {
                     }
                 }
                 Ok(Attempt::Blocked(place)) => {
-                    self.progress.set(None);
+                    self.answered();
                     if !self.queue {
                         entry.left_nothing();
                         give_up(entry);
@@ -287,6 +294,15 @@ impl Acquisition {
         }
     }
 
+    /// The store has answered.
+    fn answered(&self) {
+        self.progress.set(None);
+        if let Some(lasted) = self.progress.said().over(self.inner.shared.now()) {
+            let name = self.name.as_str();
+            tracing::info!(kind = %self.kind, name, ?lasted, "the store answers again");
+        }
+    }
+
     /// Whether to go on after an error: a pause if so, the failure if not.
     async fn after_error(
         &self,
@@ -299,7 +315,10 @@ impl Acquisition {
         if !error.is_transient() || give_up {
             return Err(Some(error));
         }
-        tracing::debug!(name = self.name.as_str(), %error, "trying again");
+        let (name, place) = (self.name.as_str(), self.inner.shared.place());
+        if self.progress.said().again(self.inner.shared.now()) {
+            tracing::warn!(kind = %self.kind, name, place, %error, "cannot ask for it; trying again");
+        }
         self.progress.set(Some(error));
         self.pause(backoff, gone).await;
         if self.is_stopped(gone) { Err(None) } else { Ok(()) }

@@ -150,10 +150,11 @@ impl Entry {
             return;
         }
         if !self.mourned.swap(true, Ordering::AcqRel) {
-            let (name, token) = (self.hold.name(), self.hold.token().get());
+            let (kind, name) = (self.claim().kind, self.hold.name());
+            let token = self.hold.token().get();
             match revocation.cause {
                 Cause::Closed => tracing::debug!(name, token, "released by the shutdown"),
-                cause => tracing::warn!(name, token, cause = cause.as_str(), "revoked"),
+                cause => tracing::warn!(%kind, name, token, cause = cause.as_str(), "revoked"),
             }
         }
         if self.has_body.load(Ordering::Acquire) || !self.begin_end() {
@@ -245,7 +246,8 @@ impl Entry {
             }
             if !error.is_transient() && !refused {
                 refused = true;
-                tracing::warn!(name = self.hold.name(), %error, "cannot be ended; trying on");
+                let (kind, name) = (claim.kind, self.hold.name());
+                tracing::warn!(%kind, name, %error, "not given back yet; trying on");
             }
             self.state().trouble = Some(error);
             if refused {

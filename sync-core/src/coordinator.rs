@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::{Backend, Profile};
@@ -79,6 +80,7 @@ impl Coordinator {
             runtime,
             closing: CancellationToken::new(),
         });
+        let canary = shared.runtime.spawn(std::future::pending());
         Ok(Self {
             inner: Arc::new(Inner {
                 sightings: Sightings::new(Arc::clone(&shared)),
@@ -88,6 +90,7 @@ impl Coordinator {
                 others: Mutex::default(),
                 opened: Mutex::new(Vec::new()),
                 opening: tokio::sync::RwLock::new(()),
+                canary,
             }),
         })
     }
@@ -166,6 +169,14 @@ pub(crate) struct Inner {
     opened: Mutex<Vec<Weak<LiveSession>>>,
     /// Shared by those who open a session.
     opening: tokio::sync::RwLock<()>,
+    /// A task that does nothing but end with the runtime.
+    canary: JoinHandle<()>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.canary.abort();
+    }
 }
 
 impl Inner {
@@ -182,6 +193,11 @@ impl Inner {
         let slot = Arc::default();
         others.insert(ttl, Arc::downgrade(&slot));
         slot
+    }
+
+    /// Whether the runtime that everything in the background runs on is still there.
+    pub(crate) fn is_driven(&self) -> bool {
+        !self.canary.is_finished()
     }
 
     /// Ends everything on the sessions that are open, and has them closed once nothing is left.
@@ -313,7 +329,8 @@ impl Shared {
         format!("{verb} {kind} {name:?} on {}", self.place())
     }
 
-    fn place(&self) -> String {
+    /// Which store, and where.
+    pub(crate) fn place(&self) -> String {
         format!("{} at {}", self.profile.store, self.profile.endpoint)
     }
 }

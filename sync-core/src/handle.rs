@@ -165,10 +165,12 @@ impl Wanting {
 
     fn used_up(&self, wait: Duration) -> Error {
         let why = match wait {
-            Duration::ZERO => "somebody else holds it".to_owned(),
-            wait => format!("somebody else held it for the whole wait of {wait:?}"),
+            Duration::ZERO => "it is held".to_owned(),
+            wait => format!("it was held for the whole wait of {wait:?}"),
         };
-        Error::new(ErrorKind::Timeout, self.what(self.verb()), why)
+        Error::new(ErrorKind::Timeout, self.what(self.verb()), why).advise(
+            "its holder, which may be this very process, is what `holder` or `leader` tells",
+        )
     }
 
     /// Whether this process itself has not got an answer yet to giving the name back.
@@ -178,13 +180,19 @@ impl Wanting {
     }
 
     fn not_given_back(&self) -> Error {
-        let why = "the store has not confirmed yet that this process gave it back";
+        let why =
+            "this process is still giving back what it held before: the store has not confirmed it";
         Error::new(ErrorKind::Unknown, self.what(self.verb()), why)
     }
 
     /// Everything that can be refused before anything is sent.
     fn acquisition(&self, queue: bool) -> Result<Acquisition, Error> {
         let Inner { shared, .. } = &*self.inner;
+        if !self.inner.is_driven() {
+            let why = "the runtime on which its coordinator was made has ended";
+            return Err(Error::new(ErrorKind::Closed, self.what(self.verb()), why)
+                .advise("make a coordinator on each runtime"));
+        }
         let invalid = |why| Error::new(ErrorKind::Invalid, self.what(self.verb()), why);
         check_ttl(self.ttl, shared.margin, &shared.profile).map_err(invalid)?;
         let name = self.name(self.verb())?;

@@ -282,7 +282,9 @@ impl Drop for Campaign<'_> {
 /// A leadership: see [`Hold`] for what can be asked of it, [`revoked`](Hold::revoked) first of all.
 ///
 /// Dropping it resigns in the background and never blocks; [`resign`](Elected::resign) is the
-/// checked way.
+/// checked way. Where the runtime ends before that is done, the TTL frees the name:
+/// [`shutdown`](crate::Coordinator::shutdown) before `main` returns. [`Leader::run`] does all of it,
+/// and campaigns again after a loss: what most services want.
 ///
 /// ```no_run
 /// # async fn serve() -> Result<(), sync_core::Error> { Ok(()) }
@@ -290,10 +292,12 @@ impl Drop for Campaign<'_> {
 /// let elected = sync.leader("scheduler").elect().await?;
 /// tokio::select! {
 ///     lost = elected.revoked() => tracing::warn!(%lost, "no longer leader"),
-///     done = serve() => done?,
+///     done = serve() => {
+///         done?;
+///         elected.resign().await?;
+///     }
 /// }
-/// elected.resign().await
-/// # }
+/// # Ok(()) }
 /// ```
 #[must_use = "the leadership is resigned when it is dropped"]
 pub struct Elected {

@@ -62,6 +62,7 @@ mod revocation;
 mod session;
 mod sightings;
 mod token;
+mod trouble;
 
 pub use backend::Backend;
 pub use clock::{BootClock, Clock, HeldClock, Moment};

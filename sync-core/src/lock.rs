@@ -170,7 +170,8 @@ impl fmt::Debug for Lock {
 /// A lock that is held: see [`Hold`] for what can be asked of it.
 ///
 /// Dropping it releases in the background and never blocks;
-/// [`release`](LockGuard::release) is the checked way.
+/// [`release`](LockGuard::release) is the checked way. Where the runtime ends before that is done,
+/// the TTL frees the name: [`shutdown`](crate::Coordinator::shutdown) before `main` returns.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]

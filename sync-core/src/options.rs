@@ -245,15 +245,19 @@ impl Options {
         Margin { drift: self.drift, slack: self.slack + profile.rounding }
     }
 
-    /// Everything that can be wrong with these for a store of this profile.
-    pub(crate) fn check(&self, profile: &Profile) -> Result<(), Error> {
+    /// For backends: everything that can be wrong with these for a store of this profile.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] with both values. [`Coordinator::new`](crate::Coordinator::new) checks
+    /// too; a backend that is asked to connect does so before it sends anything.
+    pub fn check(&self, profile: &Profile) -> Result<(), Error> {
         let refuse = |reason: String| {
-            let what = format!("configure {} at {}", profile.store, profile.endpoint);
+            let what = format!("use these options with {} at {}", profile.store, profile.endpoint);
             Err(Error::new(ErrorKind::Invalid, what, reason))
         };
         self.parsed_namespace()?;
         if !(0.0..0.5).contains(&self.drift) {
-            return refuse(format!("a drift of {} is not in 0 to 0.5", self.drift));
+            return refuse(format!("a drift of {} must be from 0 to below 0.5", self.drift));
         }
         check_ttl(self.ttl, self.margin(profile), profile).or_else(refuse)?;
         for (name, value) in [

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -130,6 +131,15 @@ impl Hold {
     #[must_use]
     pub fn deadline(&self) -> Moment {
         Moment::from_nanos(self.0.deadline.load(Ordering::Acquire))
+    }
+
+    /// For how long the claim is safe to use if no further renewal is answered; zero once it is not.
+    #[must_use]
+    pub fn remaining(&self) -> Duration {
+        match self.is_valid() {
+            true => self.deadline().since(self.0.environment.clock.now()),
+            false => Duration::ZERO,
+        }
     }
 
     /// Why the claim ended, if it has. Reads the clock like [`is_valid`](Hold::is_valid).

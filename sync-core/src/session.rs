@@ -21,6 +21,7 @@ use crate::error::{ErrorKind, StoreError};
 use crate::lease::Lease;
 use crate::mutant;
 use crate::revocation::Cause;
+use crate::trouble::Trouble;
 
 /// Void markers that one session collects before new claims use a fresh one.
 const MOST_MARKERS: u32 = 100;
@@ -51,6 +52,7 @@ struct State {
     /// No claim's deadline is earlier than this.
     next_expiry: Option<Moment>,
     markers: u32,
+    trouble: Trouble,
 }
 
 type Renewing = Pin<Box<dyn Future<Output = Result<Renewal, StoreError>> + Send>>;
@@ -84,6 +86,7 @@ impl LiveSession {
                 claims: BTreeMap::new(),
                 next_expiry: None,
                 markers: 0,
+                trouble: Trouble::default(),
             }),
             wake: Notify::new(),
             renewed: Notify::new(),
@@ -387,8 +390,14 @@ impl LiveSession {
             }
             Ok(Renewal::Ended) => self.on_loss(Loss::Session),
             Err(error) => {
-                tracing::warn!(%error, "renewal failed");
-                self.state().lease.retry(now);
+                let mut state = self.state();
+                if state.trouble.again(now) {
+                    let held = state.claims.values().filter(|entry| entry.held().is_some());
+                    let left = held.map(|entry| entry.hold.deadline().since(now)).min();
+                    let (claims, place) = (state.claims.len(), self.shared.place());
+                    tracing::warn!(place, claims, ?left, %error, "renewal failed; trying again");
+                }
+                state.lease.retry(now);
             }
         }
     }
@@ -437,6 +446,9 @@ impl LiveSession {
                 tracing::warn!(unknown, claims = named.len(), "not all was renewed; soon again");
                 state.lease.retry(now);
             } else {
+                if let Some(lasted) = state.trouble.over(now) {
+                    tracing::info!(place = self.shared.place(), ?lasted, "renewed again");
+                }
                 tracing::debug!(claims = named.len(), "renewed");
             }
         }

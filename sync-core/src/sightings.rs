@@ -13,9 +13,9 @@ use tokio_stream::wrappers::WatchStream;
 use crate::backend::Sighting;
 use crate::backoff::Backoff;
 use crate::coordinator::Shared;
-use crate::error::StoreError;
 use crate::name::{Kind, Name};
 use crate::node::{self, Holder};
+use crate::trouble::Trouble;
 
 /// A watch that has said nothing for this long is begun anew, should it have died unnoticed.
 const LONGEST_WATCH: Duration = Duration::from_secs(60);
@@ -93,6 +93,7 @@ impl Follower {
         let (shared, (kind, name)) = (&self.shared, &self.key);
         let clock = &*shared.environment.clock;
         let mut backoff = Backoff::new();
+        let mut trouble = Trouble::default();
         let mut seen: Option<Sighting> = None;
         loop {
             let sighting = match &seen {
@@ -108,12 +109,18 @@ impl Follower {
             match sighting {
                 Ok(Some(sighting)) => {
                     backoff.reset();
+                    if let Some(lasted) = trouble.over(shared.now()) {
+                        tracing::info!(%kind, %name, ?lasted, "the store shows it again");
+                    }
                     self.show(&sighting);
                     seen = Some(sighting);
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    log(&error, name);
+                    if trouble.again(shared.now()) {
+                        let place = shared.place();
+                        tracing::warn!(%kind, %name, place, %error, "cannot see who holds it");
+                    }
                     clock.sleep_until(clock.now() + backoff.next(&shared.environment)).await;
                 }
             }
@@ -132,8 +139,4 @@ impl Follower {
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Key, watch::Sender<State>>> {
         self.followed.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn log(error: &StoreError, name: &Name) {
-    tracing::debug!(name = name.as_str(), %error, "cannot see who leads; looking again");
 }

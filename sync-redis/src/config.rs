@@ -152,6 +152,12 @@ impl Config {
             .ttl(Duration::from_millis(100)..=Duration::from_secs(24 * 3600))
             .rounding(ROUNDING);
 
+        options.check(&profile)?;
+        if tokio::runtime::Handle::try_current().is_err() {
+            let what = format!("connect to redis at {endpoint}");
+            return Err(Error::new(ErrorKind::Unsupported, what, "there is no tokio runtime here")
+                .advise("call it from inside one, such as #[tokio::main]"));
+        }
         let (clock, within) = (Arc::clone(&environment.clock), options.within());
         let until = clock.now() + within;
         let wakes = Arc::new(Wakes::new(keys.wake(&coordinator)));

@@ -90,7 +90,8 @@ impl Plan {
         let summary = format!(
             "Campaigns on {} and runs COMMAND while elected, with the term's fencing token in SYNC_TOKEN.\n\
              After a loss it stops COMMAND, campaigns again, and starts COMMAND in the next term.\n\
-             Without COMMAND it prints `leader ID token=N` or `leader none` at each change.",
+             Without COMMAND it campaigns too, holds the leadership doing nothing, and prints\n\
+             `leader ID token=N` or `leader none` at each change.",
             about.title
         );
         let ElectLine { claim, node, address, command } =

@@ -152,22 +152,19 @@ async fn a_waiter_whose_place_was_removed_begins_anew_at_once() {
     assert!(anew != nonce, "it stood in line under a nonce that cannot be granted any more");
 }
 
-/// After the runtime of the coordinator has gone, `fresh` has no end.
+/// After the runtime of the coordinator has gone nothing would renew and nothing be given back.
 #[test]
-fn acquire_on_another_runtime_does_not_hang() {
-    let a = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+fn acquire_on_another_runtime_says_that_the_first_has_ended() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (first, second) = (runtime(), runtime());
     let store = memory::Store::new();
-    let sync = a.block_on(async {
-        store.connect(&Options::new().ttl(Duration::from_millis(600))).unwrap()
-    });
-    drop(a);
-    let b = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    b.block_on(async {
+    let sync = first.block_on(async { store.connect(&Options::new()).unwrap() });
+    first.block_on(async { sync.lock("x").acquire().await.unwrap().release().await.unwrap() });
+    drop(first);
+    second.block_on(async {
         let lock = sync.lock("x");
-        lock.acquire().await.unwrap().release().await.unwrap();
-        tokio::time::sleep(Duration::from_millis(450)).await;
-        let again = tokio::time::timeout(Duration::from_secs(3), lock.acquire()).await;
-        assert!(again.is_ok(), "acquire hangs");
+        let again = tokio::time::timeout(Duration::from_secs(3), lock.acquire()).await.unwrap();
+        assert_eq!(again.unwrap_err().kind(), ErrorKind::Closed);
     });
 }
 
