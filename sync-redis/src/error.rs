@@ -6,6 +6,9 @@ use sync_core::{ErrorKind, StoreError};
 /// What a user needs, as the documentation shows it and a test uses it.
 const LEAST_PRIVILEGE: &str = include_str!("acl.txt");
 
+/// What a server must speak, and which do.
+const RESP3: &str = "RESP3 (the command HELLO) is needed: Redis 6.2 or later, any Valkey";
+
 /// Whether the server has forgotten a script.
 pub(crate) fn is_no_script(error: &ServerError) -> bool {
     error.kind() == Some(ServerErrorKind::NoScript)
@@ -24,8 +27,15 @@ pub(crate) fn text(error: &ServerError) -> String {
     }
 }
 
+/// A server's text without the arguments of a command that it does not know: HELLO's are user and
+/// password.
+fn without_arguments(text: &str) -> &str {
+    text.split_once(", with args beginning with").map_or(text, |(before, _)| before)
+}
+
 /// An error reply. Settled, unless a running script raised it: that may be half applied.
 pub(crate) fn replied(text: &str) -> StoreError {
+    let text = without_arguments(text);
     if code(text) == "HALFDONE" || text.contains("user_script") {
         return StoreError::unknown(format!("a script broke while it ran: {text}"));
     }
@@ -34,6 +44,7 @@ pub(crate) fn replied(text: &str) -> StoreError {
 
 /// A refusal before anything was written.
 pub(crate) fn refused(text: &str) -> StoreError {
+    let text = without_arguments(text);
     let refuse = |kind| StoreError::refused(kind, text.to_owned());
     // Inside scripts before 7.2, and for SELECT in the client library, the code is lost.
     let denied = ["no permissions", "user executing the script", "ACL failure in script"];
@@ -57,6 +68,9 @@ pub(crate) fn refused(text: &str) -> StoreError {
         "CLUSTERDOWN" | "MOVED" | "ASK" | "CROSSSLOT" => refuse(ErrorKind::Unsupported)
             .advise("this is a node of a Redis Cluster; this crate drives a single server"),
         "ERR" if text.contains("max number of clients") => refuse(ErrorKind::Unreachable),
+        "ERR" if text.contains("unknown command") && text.contains("HELLO") => {
+            refuse(ErrorKind::Unsupported).advise(RESP3)
+        }
         "ERR" if text.contains("unknown command") => refuse(ErrorKind::Unsupported).advise(
             "every operation is a script: the server must allow EVAL, EVALSHA and SCRIPT LOAD",
         ),
@@ -68,24 +82,24 @@ pub(crate) fn refused(text: &str) -> StoreError {
 pub(crate) fn unconnected(error: RedisError) -> StoreError {
     use redis::ErrorKind as Kind;
     if let Some(code) = error.code() {
+        // Not as its cause: that repeats the text.
         return refused(&format!("{code} {}", error.detail().unwrap_or_default()));
     }
-    let text = error.to_string();
+    let whole = error.to_string();
+    let text = without_arguments(&whole).to_owned();
     let refuse = |kind| StoreError::refused(kind, text.clone());
     let found = match error.kind() {
         Kind::AuthenticationFailed => {
             refuse(ErrorKind::Denied).advise("check user and password in the URL")
         }
-        Kind::RESP3NotSupported => {
-            refuse(ErrorKind::Unsupported).advise("Redis 6 or later is needed, 7 is tested")
-        }
+        Kind::RESP3NotSupported => refuse(ErrorKind::Unsupported).advise(RESP3),
         Kind::InvalidClientConfig => refuse(ErrorKind::Invalid),
         _ => match tls_advice(&text) {
             Some(advice) => refuse(ErrorKind::Unreachable).advise(advice),
             None => StoreError::unsent(text.clone()),
         },
     };
-    found.caused_by(error)
+    if text == whole { found.caused_by(error) } else { found }
 }
 
 /// What rustls's words for a failed handshake call for.
@@ -114,6 +128,23 @@ fn code(text: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_command_was_given_is_shown_nowhere() {
+        let text =
+            "ERR unknown command 'HELLO', with args beginning with: '3' 'AUTH' 'me' 'sesame'";
+        for error in [replied(text), refused(text), replied(&format!("HALFDONE {text}"))] {
+            let shown = format!("{error} {error:?}");
+            assert!(shown.contains("HELLO") && !shown.contains("sesame"), "{shown}");
+        }
+        let error = unconnected(redis::RedisError::from((
+            redis::ErrorKind::RESP3NotSupported,
+            "Redis Server doesn't support HELLO command therefore resp3 cannot be used",
+            text.to_owned(),
+        )));
+        let shown = format!("{error} {error:?}");
+        assert!(!shown.contains("sesame"), "{shown}");
+    }
 
     #[test]
     fn only_what_was_surely_not_applied_is_settled() {

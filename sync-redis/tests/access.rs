@@ -121,6 +121,23 @@ async fn a_server_that_forbids_scripts_is_named_as_one() {
 }
 
 #[tokio::test]
+async fn a_server_without_hello_is_named_as_one_and_the_password_is_not_shown() {
+    let hello = ["--save", "", "--requirepass", "sesame", "--rename-command", "HELLO", ""];
+    let server = Server::start_with(&hello);
+    let url = format!("redis://default:sesame@127.0.0.1:{}", server.port);
+    let error = Config::new(url).connect().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert!(error.to_string().contains("Redis 6.2 or later"), "{error}");
+    let mut shown = format!("{error} {error:?}");
+    let mut cause = std::error::Error::source(&error);
+    while let Some(inner) = cause {
+        shown += &format!("{inner} {inner:?}");
+        cause = inner.source();
+    }
+    assert!(!shown.contains("sesame"), "{shown}");
+}
+
+#[tokio::test]
 async fn credentials_that_are_wrong_or_missing_are_denied_without_being_shown() {
     let server = Server::start_with(&["--save", "", "--requirepass", "right"]);
     for (url, advice) in [
