@@ -73,14 +73,14 @@ impl Redis {
         keys: Keys,
         coordinator: String,
         environment: Environment,
-        connector: Connector,
+        connector: Arc<Connector>,
     ) -> Self {
         Self {
             profile,
             keys,
             coordinator,
             environment,
-            connector: Arc::new(connector),
+            connector,
             opened: AtomicU64::new(0),
             sessions: Mutex::default(),
         }

@@ -13,8 +13,9 @@ use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, Pipeline, PushInfo, PushKind, RedisError,
     Value,
 };
-use sync_core::{Clock, StoreError};
-use tokio::sync::Mutex as AsyncMutex;
+use sync_core::{Clock, Moment, StoreError};
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
 
 use crate::error;
 use crate::wake::Wakes;
@@ -25,7 +26,10 @@ const BUFFERED_REQUESTS: usize = 1024;
 /// How long an answer may take that nobody else bounds.
 const LOOK_LIMIT: Duration = Duration::from_secs(2);
 
-/// Makes connections, one at a time, and keeps the one in use.
+/// How old an attempt to connect is when one that waits for it has another begun beside it.
+const LATE: Duration = Duration::from_millis(500);
+
+/// Makes connections, and keeps the one in use.
 #[derive(Debug)]
 pub(crate) struct Connector {
     client: Client,
@@ -33,9 +37,23 @@ pub(crate) struct Connector {
     /// How long making a connection may take.
     within: Duration,
     wakes: Arc<Wakes>,
-    slot: Mutex<Option<Link>>,
-    /// Held while a connection is made; how many were.
-    made: AsyncMutex<u64>,
+    making: Mutex<Making>,
+    /// Told whenever an attempt to connect has ended.
+    ended: watch::Sender<()>,
+}
+
+/// The connection in use, and what is done to have one.
+#[derive(Debug)]
+struct Making {
+    link: Option<Link>,
+    /// How many attempts were begun: the number of the newest.
+    begun: u64,
+    /// When the newest is late.
+    late: Moment,
+    /// Each by its number. The first to succeed ends the others.
+    running: Vec<(u64, AbortHandle)>,
+    /// Why the newest failed.
+    failure: Option<RedisError>,
 }
 
 impl Connector {
@@ -44,8 +62,15 @@ impl Connector {
         clock: Arc<dyn Clock>,
         within: Duration,
         wakes: Arc<Wakes>,
-    ) -> Self {
-        Self { client, clock, within, wakes, slot: Mutex::new(None), made: AsyncMutex::new(0) }
+    ) -> Arc<Self> {
+        let making = Mutex::new(Making {
+            link: None,
+            begun: 0,
+            late: clock.now(),
+            running: Vec::new(),
+            failure: None,
+        });
+        Arc::new(Self { client, clock, within, wakes, making, ended: watch::Sender::default() })
     }
 
     pub(crate) fn wakes(&self) -> &Arc<Wakes> {
@@ -57,31 +82,99 @@ impl Connector {
     }
 
     /// The connection in use, or a new one where it has failed.
-    pub(crate) async fn link(&self) -> Result<Link, StoreError> {
+    pub(crate) async fn link(self: &Arc<Self>) -> Result<Link, StoreError> {
         if let Some(link) = self.in_use() {
             return Ok(link);
         }
-        let mut made = self.made.lock().await;
-        if let Some(link) = self.in_use() {
-            return Ok(link);
-        }
-        let generation = *made + 1;
-        let link = tokio::select! {
-            biased;
-            made = self.connect(generation) => made.map_err(error::unconnected)?,
-            () = self.clock.sleep_until(self.clock.now() + self.within) => {
-                return Err(self.silence());
+        let until = self.clock.now() + self.within;
+        let mut ended = self.ended.subscribe();
+        loop {
+            ended.mark_unchanged();
+            let (number, late) = match self.attempt() {
+                Ok(link) => return Ok(Link { waited_for: true, ..link }),
+                Err(attempt) => attempt,
+            };
+            tokio::select! {
+                biased;
+                _ = ended.changed() => {
+                    let making = self.making();
+                    if let Some(failure) = making.failure.clone().filter(|_| making.begun == number) {
+                        return Err(error::unconnected(failure));
+                    }
+                }
+                () = self.clock.sleep_until(late.min(until)) => {
+                    if self.clock.now() >= until {
+                        return Err(self.silence());
+                    }
+                }
             }
+        }
+    }
+
+    /// The connection in use; or which attempt to wait for, and until when: one is begun where none
+    /// runs or all are late.
+    ///
+    /// It is a task of its own, since those who wait for it have less time than it may need. One
+    /// that was begun while the server could not be reached may never end, though the server is
+    /// back: so it has others beside it.
+    fn attempt(self: &Arc<Self>) -> Result<Link, (u64, Moment)> {
+        let mut making = self.making();
+        if let Some(link) = making.in_use() {
+            return Ok(link);
+        }
+        making.running.retain(|(_, task)| !task.is_finished());
+        let now = self.clock.now();
+        let wanted = making.running.is_empty() || making.failure.is_some() || now >= making.late;
+        if wanted {
+            let number = making.begun + 1;
+            // However long an attempt may take, no more than ten run.
+            let late = now + LATE.max(self.within / 10);
+            let (client, wakes) = (self.client.clone(), Arc::clone(&self.wakes));
+            let (clock, within) = (Arc::clone(&self.clock), self.within);
+            let connector = Arc::downgrade(self);
+            let task = tokio::spawn(async move {
+                let made = tokio::select! {
+                    biased;
+                    made = connect(&client, &wakes, &clock, number) => Some(made),
+                    () = clock.sleep_until(clock.now() + within) => None,
+                };
+                if let Some(connector) = connector.upgrade() {
+                    connector.ended(number, made);
+                }
+            });
+            making.running.push((number, task.abort_handle()));
+            (making.begun, making.late, making.failure) = (number, late, None);
+        }
+        Err((making.begun, making.late))
+    }
+
+    /// An attempt has ended, or its time is over.
+    fn ended(&self, number: u64, made: Option<Result<Link, RedisError>>) {
+        let mut making = self.making();
+        // One that is not among them comes too late.
+        let Some(position) = making.running.iter().position(|(running, _)| *running == number)
+        else {
+            return;
         };
-        *made = generation;
-        *self.slot() = Some(link.clone());
-        self.wakes.connected(generation);
-        Ok(link)
+        drop(making.running.swap_remove(position));
+        match made {
+            Some(Ok(link)) => {
+                making.link = Some(link);
+                making.abort();
+                self.wakes.connected(number);
+            }
+            Some(Err(error)) if number == making.begun => making.failure = Some(error),
+            _ => {}
+        }
+        drop(making);
+        self.ended.send_replace(());
     }
 
     /// Gives the connection up, and with it its subscriptions.
     pub(crate) fn disconnect(&self) {
-        *self.slot() = None;
+        let mut making = self.making();
+        making.link = None;
+        making.abort();
     }
 
     /// Nobody has answered in time.
@@ -97,39 +190,62 @@ impl Connector {
 
     /// The connection in use, if it can be used.
     pub(crate) fn in_use(&self) -> Option<Link> {
-        self.slot().as_ref().filter(|link| !link.health.is_broken()).cloned()
+        self.making().in_use()
     }
 
-    /// A connection that is subscribed before anything else is sent on it.
-    async fn connect(&self, generation: u64) -> Result<Link, RedisError> {
-        let health = Arc::new(Health::default());
-        let pushes = {
-            let (wakes, health) = (Arc::clone(&self.wakes), Arc::clone(&health));
-            move |push: PushInfo| {
-                if push.kind == PushKind::Disconnection {
-                    health.break_off();
-                    wakes.disconnected(generation);
-                } else {
-                    wakes.pushed(&push);
-                }
-                Ok::<(), redis::aio::SendError>(())
+    fn making(&self) -> MutexGuard<'_, Making> {
+        self.making.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Connector {
+    fn drop(&mut self) {
+        self.making().abort();
+    }
+}
+
+impl Making {
+    fn in_use(&self) -> Option<Link> {
+        self.link.as_ref().filter(|link| !link.health.is_broken()).cloned()
+    }
+
+    fn abort(&mut self) {
+        for (_, task) in self.running.drain(..) {
+            task.abort();
+        }
+    }
+}
+
+/// A connection that is subscribed before anything else is sent on it.
+async fn connect(
+    client: &Client,
+    wakes: &Arc<Wakes>,
+    clock: &Arc<dyn Clock>,
+    generation: u64,
+) -> Result<Link, RedisError> {
+    let health = Arc::new(Health::default());
+    let pushes = {
+        let (wakes, health) = (Arc::clone(wakes), Arc::clone(&health));
+        move |push: PushInfo| {
+            if push.kind == PushKind::Disconnection {
+                health.break_off();
+                wakes.disconnected(generation);
+            } else {
+                wakes.pushed(&push);
             }
-        };
-        // Requests are bounded by the core, connecting by `link`.
-        let config = AsyncConnectionConfig::new()
-            .set_response_timeout(None)
-            .set_connection_timeout(None)
-            .set_pipeline_buffer_size(BUFFERED_REQUESTS)
-            .set_push_sender(pushes);
-        let mut connection =
-            self.client.get_multiplexed_async_connection_with_config(&config).await?;
-        connection.subscribe(self.wakes.channel()).await?;
-        Ok(Link { connection, generation, health, clock: Arc::clone(&self.clock) })
-    }
-
-    fn slot(&self) -> MutexGuard<'_, Option<Link>> {
-        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+            Ok::<(), redis::aio::SendError>(())
+        }
+    };
+    // Requests are bounded by the core, connecting by `attempt`.
+    let config = AsyncConnectionConfig::new()
+        .set_response_timeout(None)
+        .set_connection_timeout(None)
+        .set_pipeline_buffer_size(BUFFERED_REQUESTS)
+        .set_push_sender(pushes);
+    let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+    connection.subscribe(wakes.channel()).await?;
+    let clock = Arc::clone(clock);
+    Ok(Link { connection, generation, health, clock, waited_for: false })
 }
 
 /// A connection to send on.
@@ -139,6 +255,9 @@ pub(crate) struct Link {
     generation: u64,
     health: Arc<Health>,
     clock: Arc<dyn Clock>,
+    /// Whoever had to wait for it has little time left for the answer: that it gives up is no sign
+    /// of silence.
+    waited_for: bool,
 }
 
 impl Link {
@@ -148,14 +267,14 @@ impl Link {
 
     /// Sends a command. Dropped before the answer has come, it distrusts the connection.
     pub(crate) async fn send(&mut self, command: &Cmd) -> Result<Value, StoreError> {
-        let pending = Pending::new(&self.health);
+        let pending = Pending::new(&self.health, !self.waited_for);
         let answer = self.connection.send_packed_command(command).await;
         pending.over(answer)
     }
 
     /// Sends commands at once; each has an answer of its own, which may be an error.
     pub(crate) async fn send_all(&mut self, commands: &Pipeline) -> Result<Vec<Value>, StoreError> {
-        let pending = Pending::new(&self.health);
+        let pending = Pending::new(&self.health, !self.waited_for);
         let answer = self.connection.send_packed_commands(commands, 0, commands.len()).await;
         pending.over(answer)
     }
@@ -233,8 +352,7 @@ async fn patiently<T>(
     clock: &Arc<dyn Clock>,
     answer: impl Future<Output = Result<T, RedisError>>,
 ) -> Result<T, StoreError> {
-    let mut pending = Pending::new(health);
-    pending.distrusts = false;
+    let mut pending = Pending::new(health, false);
     tokio::select! {
         biased;
         answer = answer => pending.over(answer),
@@ -254,8 +372,8 @@ struct Pending<'a> {
 }
 
 impl<'a> Pending<'a> {
-    fn new(health: &'a Health) -> Self {
-        Self { health, answers: health.answers.load(Ordering::Relaxed), distrusts: true }
+    fn new(health: &'a Health, distrusts: bool) -> Self {
+        Self { health, answers: health.answers.load(Ordering::Relaxed), distrusts }
     }
 
     fn over<T>(mut self, answer: Result<T, RedisError>) -> Result<T, StoreError> {

@@ -14,6 +14,10 @@ use sync_core::backend::{Attempt, Backend, Claim, Grant, Nonce, Session, Ticket}
 use sync_core::{Kind, Name, OsRng, Rng};
 use sync_redis::{Config, Options, Redis};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{mpsc, watch};
 
 /// `redis-server`, or what `REDIS_SERVER` names (`valkey-server`).
 pub(crate) fn server_program() -> String {
@@ -251,6 +255,8 @@ pub(crate) async fn eventually<T, E>(
 pub(crate) struct Proxy {
     pub(crate) port: u16,
     mode: Arc<Mutex<Mode>>,
+    cut: watch::Sender<()>,
+    open: Arc<AtomicU32>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -260,27 +266,48 @@ enum Mode {
     SilentBefore(usize),
     /// Each answer comes after the one before it has come once more.
     Double,
+    /// Connections that are made now hear nothing, also later.
+    Hole,
 }
 
 impl Proxy {
     pub(crate) async fn to(server: &Server) -> Self {
+        Self::slow(server, Duration::ZERO).await
+    }
+
+    /// One that keeps everything back for `delay`, each way.
+    pub(crate) async fn slow(server: &Server, delay: Duration) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (mode, to) = (Arc::new(Mutex::new(Mode::Pass)), server.port);
-        let modes = Arc::clone(&mode);
+        let (cut, open) = (watch::Sender::new(()), Arc::new(AtomicU32::new(0)));
+        let (modes, cuts, count) = (Arc::clone(&mode), cut.subscribe(), Arc::clone(&open));
         tokio::spawn(async move {
             let mut number = 0;
             while let Ok((client, _)) = listener.accept().await {
                 number += 1;
-                let server = tokio::net::TcpStream::connect(("127.0.0.1", to)).await.unwrap();
-                tokio::spawn(carry(number, client, server, Arc::clone(&modes)));
+                let (mode, mut cut, count) = (Arc::clone(&modes), cuts.clone(), Arc::clone(&count));
+                cut.mark_unchanged();
+                tokio::spawn(async move {
+                    count.fetch_add(1, Ordering::SeqCst);
+                    tokio::select! {
+                        () = carry(number, client, to, mode, delay) => {}
+                        _ = cut.changed() => {}
+                    }
+                    count.fetch_sub(1, Ordering::SeqCst);
+                });
             }
         });
-        Self { port, mode }
+        Self { port, mode, cut, open }
     }
 
     pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// How many connections there are.
+    pub(crate) fn open(&self) -> u32 {
+        self.open.load(Ordering::SeqCst)
     }
 
     /// All connections but those yet to come fall silent.
@@ -292,36 +319,76 @@ impl Proxy {
         *self.mode.lock().unwrap() = Mode::Double;
     }
 
+    /// Ends all connections.
+    pub(crate) fn cut(&self) {
+        self.cut.send_replace(());
+    }
+
+    /// Ends all connections; new ones are made and never heard.
+    pub(crate) fn swallow(&self) {
+        *self.mode.lock().unwrap() = Mode::Hole;
+        self.cut();
+    }
+
     pub(crate) fn pass(&self) {
         *self.mode.lock().unwrap() = Mode::Pass;
     }
 }
 
-async fn carry(
-    number: usize,
-    client: tokio::net::TcpStream,
-    server: tokio::net::TcpStream,
-    mode: Arc<Mutex<Mode>>,
-) {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let (mut from_client, mut to_client) = client.into_split();
-    let (mut from_server, mut to_server) = server.into_split();
-    tokio::spawn(async move {
-        let _ = tokio::io::copy(&mut from_client, &mut to_server).await;
-    });
-    let mut buffer = vec![0; 1 << 16];
-    let mut before = Vec::new();
-    while let Ok(bytes @ 1..) = from_server.read(&mut buffer).await {
-        let mode = *mode.lock().unwrap();
-        if mode == Mode::Double {
-            to_client.write_all(&before).await.unwrap();
-        }
-        before = buffer[..bytes].to_vec();
-        let silent = matches!(mode, Mode::SilentBefore(first) if number < first);
-        if !silent && to_client.write_all(&before).await.is_err() {
-            return;
-        }
+/// Until either side ends the connection.
+async fn carry(number: usize, client: TcpStream, to: u16, mode: Arc<Mutex<Mode>>, delay: Duration) {
+    client.set_nodelay(true).unwrap();
+    let (from_client, to_client) = client.into_split();
+    if *mode.lock().unwrap() == Mode::Hole {
+        return pipe(from_client, None, delay, |_| {}).await;
     }
+    let server = TcpStream::connect(("127.0.0.1", to)).await.unwrap();
+    server.set_nodelay(true).unwrap();
+    let (from_server, to_server) = server.into_split();
+    let mut before = Vec::new();
+    let answers = pipe(from_server, Some(to_client), delay, |bytes| {
+        let mode = *mode.lock().unwrap();
+        let answer = bytes.clone();
+        match mode {
+            Mode::Double => *bytes = [&before[..], &answer].concat(),
+            Mode::SilentBefore(first) if number < first => bytes.clear(),
+            _ => {}
+        }
+        before = answer;
+    });
+    tokio::select! {
+        () = pipe(from_client, Some(to_server), delay, |_| {}) => {}
+        () = answers => {}
+    }
+}
+
+async fn pipe(
+    mut from: OwnedReadHalf,
+    to: Option<OwnedWriteHalf>,
+    delay: Duration,
+    mut change: impl FnMut(&mut Vec<u8>),
+) {
+    let (sender, mut kept) = mpsc::unbounded_channel::<(tokio::time::Instant, Vec<u8>)>();
+    let read = async move {
+        let mut buffer = vec![0; 1 << 16];
+        while let Ok(length @ 1..) = from.read(&mut buffer).await {
+            let mut bytes = buffer[..length].to_vec();
+            change(&mut bytes);
+            let _ = sender.send((tokio::time::Instant::now() + delay, bytes));
+        }
+    };
+    let Some(mut to) = to else { return read.await };
+    let write = async move {
+        while let Some((at, bytes)) = kept.recv().await {
+            if !delay.is_zero() {
+                tokio::time::sleep_until(at).await;
+            }
+            if to.write_all(&bytes).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::join!(read, write);
 }
 
 /// Everything that is logged by this thread, as text.
