@@ -6,8 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -107,14 +109,12 @@ impl Redis {
     /// Renews what one batch can hold, and says what the server told of each.
     async fn renew_batch(
         &self,
-        link: &mut Link,
+        mut link: Link,
         session: &Session,
         held: &[Held],
         latest: Option<Moment>,
-    ) -> Result<Vec<(Nonce, Renewed)>, StoreError> {
-        let mut known = Vec::with_capacity(held.len());
-        let mut failed = None;
-        let mut early = 0_usize;
+    ) -> Batch {
+        let mut told = Batch::default();
         let mut left_over: Vec<&Held> = held.iter().collect();
         for round in 0..2 {
             let mut batch = Pipeline::with_capacity(left_over.len() + 1);
@@ -124,7 +124,18 @@ impl Redis {
             for held in &left_over {
                 batch.add_command(self.renewal(session, held));
             }
-            let answers = link.send_all(&batch).await?.into_iter().skip(round);
+            let mut answers = match link.send_all(&batch).await {
+                Ok(answers) => answers.into_iter(),
+                Err(error) => {
+                    told.failed = Some(error);
+                    return told;
+                }
+            };
+            if round > 0
+                && let Some(Value::ServerError(refusal)) = answers.next()
+            {
+                told.failed = Some(link.replied(&error::text(&refusal)));
+            }
             // At least this must be left of a key that the latest renewal extended.
             let reckoned = latest.map(|latest| {
                 let elapsed = self.environment.clock.now().since(latest);
@@ -137,35 +148,28 @@ impl Redis {
                     continue;
                 }
                 let nonce = held.claim.nonce;
-                match Reply::read(answer, &nonce.to_hex(), link) {
+                match Reply::read(answer, &nonce.to_hex(), &link) {
                     Ok(reply) => match reply.status() {
                         "extended" => {
                             let left = reply.words().next().and_then(|left| left.parse().ok());
-                            early += usize::from(left < reckoned);
-                            known.push((nonce, Renewed::Extended(session.ttl)));
+                            told.early += usize::from(left < reckoned);
+                            told.known.push((nonce, Renewed::Extended(session.ttl)));
                         }
-                        "lost" => known.push((nonce, Renewed::Lost)),
-                        _ => failed = Some(reply.unexpected()),
+                        "lost" => told.known.push((nonce, Renewed::Lost)),
+                        _ => told.failed = Some(reply.unexpected()),
                     },
-                    Err(error) => failed = Some(error),
+                    Err(error) => told.failed = Some(error),
                 }
             }
             left_over = forgotten;
             if left_over.is_empty() {
-                break;
+                return told;
             }
         }
-        if early > 0 {
-            tracing::warn!(
-                keys = early,
-                "the time to live of held keys fell faster than time passed: the server's clock \
-                 jumped, or another program changes them"
-            );
-        }
-        match failed {
-            Some(error) if known.is_empty() => Err(error),
-            _ => Ok(known),
-        }
+        told.failed = told.failed.or_else(|| {
+            Some(StoreError::unsent("the server forgets a script as soon as it is told it"))
+        });
+        told
     }
 
     fn renewal(&self, session: &Session, held: &Held) -> Cmd {
@@ -227,17 +231,32 @@ impl Backend for Redis {
         let sent = self.environment.clock.now();
         let mut claims = Vec::with_capacity(held.len());
         if !held.is_empty() {
-            let mut link = self.connector.link().await?;
+            let link = self.connector.link().await?;
             let latest = self.renewed(session, None);
+            // At once: each would else have to wait for the answers to those before it.
+            let mut batches = Vec::new();
             for batch in held.chunks(BATCH) {
-                match self.renew_batch(&mut link, session, batch, latest).await {
-                    Ok(known) => claims.extend(known),
-                    Err(error) if claims.is_empty() => return Err(error),
-                    Err(error) => {
-                        tracing::debug!(%error, "some claims were not renewed this time");
-                        break;
-                    }
+                batches.push(self.renew_batch(link.clone(), session, batch, latest));
+            }
+            let (mut early, mut failed) = (0, None);
+            for batch in all(batches).await {
+                claims.extend(batch.known);
+                early += batch.early;
+                failed = failed.or(batch.failed);
+            }
+            if early > 0 {
+                tracing::warn!(
+                    keys = early,
+                    "the time to live of held keys fell faster than time passed: the server's \
+                     clock jumped, or another program changes them"
+                );
+            }
+            if let Some(error) = failed {
+                if claims.is_empty() {
+                    return Err(error);
                 }
+                let (renewed, of) = (claims.len(), held.len());
+                tracing::warn!(%error, renewed, of, "not all that is held was renewed");
             }
         }
         if claims.len() == held.len() {
@@ -398,6 +417,33 @@ impl fmt::Debug for Redis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Redis").field("endpoint", &self.profile.endpoint).finish_non_exhaustive()
     }
+}
+
+/// What the server told of the claims in one batch.
+#[derive(Debug, Default)]
+struct Batch {
+    known: Vec<(Nonce, Renewed)>,
+    /// How many have less time left than they should.
+    early: usize,
+    /// Why it told nothing of the others.
+    failed: Option<StoreError>,
+}
+
+/// Waits for all at once; what they come to, in their order.
+async fn all<T>(works: Vec<impl Future<Output = T>>) -> Vec<T> {
+    let mut works: Vec<_> = works.into_iter().map(|work| (Box::pin(work), None)).collect();
+    poll_fn(|context| {
+        let mut pending = false;
+        for (work, done) in works.iter_mut().filter(|(_, done)| done.is_none()) {
+            match work.as_mut().poll(context) {
+                Poll::Ready(outcome) => *done = Some(outcome),
+                Poll::Pending => pending = true,
+            }
+        }
+        if pending { Poll::Pending } else { Poll::Ready(()) }
+    })
+    .await;
+    works.into_iter().filter_map(|(_, done)| done).collect()
 }
 
 /// Whether changes are published: elections have followers.

@@ -7,7 +7,7 @@ mod common;
 use std::time::Duration;
 
 use common::{Client, Server, capture_logs, claim, lock, name};
-use sync_core::backend::{Backend, Claim, Held};
+use sync_core::backend::{Backend, Claim, Held, Renewal};
 use sync_core::{ErrorKind, Kind};
 use sync_redis::{Config, Node, Options};
 
@@ -107,6 +107,37 @@ async fn permissions_that_are_taken_away_later_are_told_too() {
     assert_eq!((denied.kind(), denied.settled()), (ErrorKind::Denied, true), "{denied}");
     let () = server.run("ACL SETUSER app +evalsha");
     a.held(&lock("a")).await;
+}
+
+#[tokio::test]
+async fn a_renewal_that_is_refused_is_told_with_its_reason() {
+    let server = Server::start();
+    let () = server.run(&documented("app", "sesame", "app:eu"));
+    let a = Client::on(as_user(&server, "app").backend().await.unwrap(), common::TTL).await;
+    let mut held = Vec::new();
+    for of in ["a", "b"] {
+        let claim = lock(of);
+        held.push(Held { grant: a.held(&claim).await, claim: claim.into() });
+    }
+    let (log, _guard) = capture_logs();
+    // Of one: the other is renewed.
+    let () = server.run("ACL SETUSER app resetkeys ~app:eu:lock:{b}*");
+    match a.redis.renew(&a.session, &held).await.unwrap() {
+        Renewal::Alive { claims, .. } => assert_eq!(claims.len(), 1, "{claims:?}"),
+        other => panic!("{other:?}"),
+    }
+    let text = log.text();
+    assert!(text.contains("WARN") && text.contains("permissions"), "{text}");
+    // Of all, since the script is gone and may not be loaded.
+    let () = server.run("ACL SETUSER app ~app:eu:* -script|load");
+    let () = server.run("SCRIPT FLUSH");
+    let refused = a.redis.renew(&a.session, &held).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Denied, "{refused}");
+    let () = server.run("ACL SETUSER app +script|load");
+    match a.redis.renew(&a.session, &held).await.unwrap() {
+        Renewal::Alive { claims, .. } => assert_eq!(claims.len(), 2, "{claims:?}"),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test]

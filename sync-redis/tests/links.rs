@@ -67,3 +67,24 @@ async fn no_attempt_outlives_the_coordinator() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_claims_are_renewed_in_the_time_of_one() {
+    let server = Server::start();
+    // A renewal has 500 ms, which is less than five round trips.
+    let proxy = Proxy::slow(&server, Duration::from_millis(45)).await;
+    let sync = coordinator(&proxy, Duration::from_secs(3)).await;
+    let acquiring: Vec<_> = (0..4000)
+        .map(|number| {
+            let lock = sync.lock(format!("n{number}"));
+            tokio::spawn(async move { lock.acquire().await.unwrap() })
+        })
+        .collect();
+    let mut guards = Vec::new();
+    for acquired in acquiring {
+        guards.push(acquired.await.unwrap());
+    }
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    let valid = guards.iter().filter(|guard| guard.is_valid()).count();
+    assert_eq!(valid, guards.len());
+}
