@@ -361,7 +361,7 @@ impl Backend for Redis {
         &self,
         session: &Session,
         claim: &Claim,
-        _grant: Option<&Grant>,
+        grant: Option<&Grant>,
         unanswered: bool,
     ) -> Result<Ended, StoreError> {
         self.connector.wakes().forget(claim.nonce);
@@ -378,8 +378,10 @@ impl Backend for Redis {
         let mut link = self.connector.link().await?;
         let reply = script::END.run(&mut link, &call, &nonce).await?;
         match reply.status() {
-            "held" | "queued" => Ok(Ended::Released),
-            "nothing" => Ok(Ended::NotOurs),
+            "held" => Ok(Ended::Released),
+            // Whoever was granted the claim had no place in line to give back, but the claim.
+            "queued" if grant.is_none() => Ok(Ended::Released),
+            "queued" | "nothing" => Ok(Ended::NotOurs),
             _ => Err(reply.unexpected()),
         }
     }

@@ -1,4 +1,5 @@
-//! Distributed locks and leader election on Redis (7) and Valkey (8).
+//! Distributed locks and leader election on Redis (6.2 or later; tested: 7) and
+//! Valkey (8).
 //!
 //! ```no_run
 //! # async fn write_report(token: sync_redis::FencingToken) -> Result<(), sync_redis::Error> { Ok(()) }
@@ -28,9 +29,10 @@
 //!
 //! Replication of Redis is asynchronous: a failover to a replica may forget a lock that is held, and
 //! so may a restart without `appendonly yes` and `appendfsync always`. Then two holders overlap
-//! for at most a TTL, and only the [token](FencingToken) protects: it still grows, since it never
-//! falls behind the server's clock. A server that evicts keys (`maxmemory-policy` other than
-//! `noeviction`) may drop a held lock; connecting to one warns.
+//! for at most a TTL, and only the [token](FencingToken) protects: it still grows, as it is the larger
+//! of the last one + 1 and the server's time. It can fall only if the counter is lost *and* the new
+//! server's clock is behind: keep servers on NTP. A server that evicts keys (`maxmemory-policy` other than
+//! `noeviction`, where `maxmemory` is set) may drop a held lock; connecting to one warns.
 //!
 //! # Least privilege
 //!

@@ -24,6 +24,11 @@ pub(crate) async fn probe(link: &mut Link, keys: &Keys, channel: &str) -> Result
     let mut answers = link.send_all(&batch).await?.into_iter();
     for _ in 0..2 {
         let reply = Reply::read(answers.next().unwrap_or(Value::Nil), ECHO, link)?;
+        if reply.status() == "old" {
+            let reason = "the server does not know the command ZMSCORE";
+            return Err(StoreError::refused(ErrorKind::Unsupported, reason)
+                .advise("Redis 6.2 or later is needed, or any Valkey"));
+        }
         let missing: Vec<&str> = reply.words().collect();
         if !missing.is_empty() {
             let commands = missing.join(", ");
@@ -61,7 +66,9 @@ fn warn_of_eviction(memory: &Value) {
             return;
         }
     };
-    let policy = text.lines().find_map(|line| line.trim().strip_prefix("maxmemory_policy:"));
+    let value = |of| text.lines().find_map(|line| line.trim().strip_prefix(of));
+    // Without a limit nothing is ever evicted.
+    let policy = value("maxmemory_policy:").filter(|_| value("maxmemory:") != Some("0"));
     if let Some(policy) = policy.filter(|policy| *policy != "noeviction") {
         tracing::warn!(
             policy,

@@ -170,3 +170,14 @@ impl Reply {
         StoreError::unknown(format!("{:?} is no answer that was expected", self.status))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_record_is_what_the_core_says() {
+        let line = format!("local LONGEST_RECORD = {} --", sync_core::LONGEST_RECORD);
+        assert!(ACQUIRE.code.contains(&line));
+    }
+}

@@ -152,6 +152,14 @@ async fn a_server_that_forbids_scripts_is_named_as_one() {
 }
 
 #[tokio::test]
+async fn a_server_that_is_too_old_is_named_as_one() {
+    let server = Server::start_with(&["--save", "", "--rename-command", "ZMSCORE", ""]);
+    let error = Config::new(server.url()).connect().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert!(error.to_string().contains("Redis 6.2 or later"), "{error}");
+}
+
+#[tokio::test]
 async fn a_server_without_hello_is_named_as_one_and_the_password_is_not_shown() {
     let hello = ["--save", "", "--requirepass", "sesame", "--rename-command", "HELLO", ""];
     let server = Server::start_with(&hello);
@@ -234,6 +242,9 @@ async fn no_secret_is_shown_anywhere() {
 async fn a_server_that_may_evict_is_warned_of_once() {
     let server = Server::start_with(&["--save", "", "--maxmemory-policy", "volatile-lru"]);
     let (log, _guard) = capture_logs();
+    Client::new(&server).await;
+    assert!(!log.text().contains("MAY EVICT"), "it has no limit: {}", log.text());
+    let () = server.run("CONFIG SET maxmemory 100mb");
     let a = Client::new(&server).await;
     a.held(&lock("a")).await;
     let () = server.run("CLIENT KILL TYPE pubsub");

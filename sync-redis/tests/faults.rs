@@ -124,6 +124,12 @@ async fn a_master_that_became_a_replica_is_left() {
     let elsewhere = Held { claim: unknown.into(), grant: held[0].grant.clone() };
     let renewal = a.redis.renew(&a.session, &[elsewhere]).await.unwrap_err();
     assert!(renewal.to_string().contains("READONLY"), "{renewal}");
+    // Nor that a name is taken, also to one that does not queue.
+    for queue in [false, true] {
+        let claim = claim(Kind::Lock, "a", queue);
+        let refused = a.redis.try_claim(&a.session, &claim, None, false).await.unwrap_err();
+        assert!(refused.settled() && refused.to_string().contains("READONLY"), "{refused}");
+    }
     let update = a.redis.update(&a.session, &lock("c"), &held[0].grant).await.unwrap_err();
     assert!(update.to_string().contains("READONLY"), "{update}");
     let before = connections();

@@ -23,11 +23,12 @@ local function run()
     if call('EXISTS', KEYS[6]) == 1 then return nonce .. ' void' end
     if owner == nonce then
       if not last then return nonce .. ' lost' end
+      if not is_token(last) then return nonce .. ' refused WRONGTYPE ' .. NO_TOKEN .. KEYS[2] end
       call('PEXPIRE', claim, ttl)
       dirty = true
       call('PEXPIRE', KEYS[2], TOKEN_LIFE)
       -- The record may have been changed since: it stays as it is, and is told.
-      local record = call('GET', holder) or ARGV[3]
+      local record = record_in(holder) or ARGV[3]
       call('SET', holder, record, 'PX', ttl)
       return {nonce .. ' held ' .. last, record}
     end
@@ -41,16 +42,16 @@ local function run()
         call('PEXPIRE', line, LINE_LIFE)
         call('PEXPIRE', beat, LINE_LIFE)
         first = first or place
+      else
+        call('ZREM', line, '') -- refused by a replica, which may know too little
       end
       return nonce .. ' blocked ' .. call('PTTL', claim) .. (first == place and ' 1' or ' 0')
     end
   end
 
   if last then
+    if not is_token(last) then return nonce .. ' refused WRONGTYPE ' .. NO_TOKEN .. KEYS[2] end
     last = tonumber(last)
-    if not (last and last >= 0 and last < 9007199254740991) then
-      return nonce .. ' refused WRONGTYPE the value of ' .. KEYS[2] .. ' is no token'
-    end
     if last >= now then token = string.format('%.0f', last + 1) end
   end
   call('SET', claim, nonce, 'PX', ttl)

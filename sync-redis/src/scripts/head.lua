@@ -16,6 +16,9 @@ local LINE_LIFE = '6000' -- of a line in which nobody stands who lives
 -- shorter TTL that (see `look` in backend.rs). In microseconds.
 local LEAST_PATIENCE, PATIENCE = 300000, 3000000
 
+local LONGEST_RECORD = 65536 -- what is longer is none of this crate's
+local NO_TOKEN = 'no token stands in '
+
 -- The server's time in microseconds since 1970, as a number and as text. Not by tostring: it
 -- rounds to 14 digits, and two grants within 100 us would have the same token.
 local function clock()
@@ -62,4 +65,14 @@ local function soft(...)
     error(answer)
   end
   return answer
+end
+
+-- Whether a text is a token that can be counted on from.
+local function is_token(text)
+  return text:find('^%d+$') and tonumber(text) < 9007199254740991
+end
+
+-- The record, if it may be one.
+local function record_in(holder)
+  return call('STRLEN', holder) <= LONGEST_RECORD and call('GET', holder)
 end

@@ -10,7 +10,7 @@ local function run()
     soft('ZREM', KEYS[3], '') -- refused by a replica, which may know too little
     return ARGV[1] .. ' other'
   end
-  local record = call('GET', holder)
+  local record = record_in(holder)
   if record == ARGV[3] then return ARGV[1] .. ' done' end
   if record and record ~= ARGV[2] then return {ARGV[1] .. ' stale', record} end
   call('SET', holder, ARGV[3], 'PX', math.max(call('PTTL', claim), 1))
