@@ -184,8 +184,8 @@ async fn a_name_and_what_lies_below_it_disturb_one_another_never(
             let guard = Want::new(&one, kind, held).take().await?;
             for other in NESTED.into_iter().filter(|other| *other != held) {
                 // Neither held, nor in line, nor woken by one another.
-                let wait = Duration::from_millis(500);
-                Want::new(&two, kind, other).wait(wait).take().await?.give_back().await?;
+                let free = Want::new(&two, kind, other).wait(ctx.long());
+                free.take().await?.give_back().await?;
             }
             guard.give_back().await?;
         }
