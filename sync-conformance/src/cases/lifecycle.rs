@@ -25,6 +25,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new(use_after_a_shutdown_is_closed),
         Case::new(a_shutdown_ends_an_acquire_that_tries_in_vain),
         Case::new(a_grant_that_comes_after_a_shutdown_is_given_back),
+        Case::new(a_session_that_opens_during_a_shutdown_is_closed_by_it),
         Case::new(a_shutdown_without_the_store_ends_in_time),
         Case::new(a_shutdown_goes_on_when_its_caller_is_gone),
         Case::new(guards_outlive_their_last_coordinator),
@@ -190,6 +191,31 @@ async fn a_grant_that_comes_after_a_shutdown_is_given_back(ctx: Context) -> Resu
     let outcome = soon(&ctx, "the acquire ends", acquiring).await??;
     assert_eq!(outcome, Some(ErrorKind::Closed));
     soon(&ctx, "the shutdown ends", closing).await???;
+    ctx.assert_nothing_left().await
+}
+
+async fn a_session_that_opens_during_a_shutdown_is_closed_by_it(
+    ctx: Context,
+) -> Result<(), Failed> {
+    let (sync, faults) = ctx.faulty().await?;
+    faults.next(Verb::Open, Fault::LateAnswer);
+    // The second waits for the first one's session.
+    let acquiring = ["x", "y"].map(|name| {
+        let lock = sync.lock(name);
+        tokio::spawn(async move { kind(lock.acquire().await) })
+    });
+    soon(&ctx, "it is opened", faults.called(Verb::Open, 1)).await?;
+    let closing = tokio::spawn(async move { sync.shutdown().await });
+    sleep(Duration::from_millis(200)).await;
+    assert!(!closing.is_finished());
+    faults.release();
+    soon(&ctx, "the shutdown ends", closing).await???;
+    assert_eq!(faults.calls(Verb::Close), 1);
+    for outcome in acquiring {
+        let outcome = soon(&ctx, "each acquire ends", outcome).await??;
+        assert_eq!(outcome, Some(ErrorKind::Closed));
+    }
+    assert_eq!((faults.calls(Verb::Open), faults.calls(Verb::Close)), (1, 1));
     ctx.assert_nothing_left().await
 }
 

@@ -26,6 +26,8 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new(a_late_attempt_past_the_release_on_the_wire).needs(&[Need::Proxy]),
         Case::new(a_late_attempt_into_a_later_claim),
         Case::new(a_late_attempt_into_a_later_claim_on_the_wire).needs(&[Need::Proxy]),
+        Case::new(a_late_attempt_of_a_try_in_vain),
+        Case::new(a_late_attempt_of_a_try_in_vain_on_the_wire).needs(&[Need::Proxy]),
         Case::new(a_late_place_of_somebody_who_has_gone),
         Case::new(a_late_place_of_somebody_who_has_gone_on_the_wire).needs(&[Need::Proxy]),
         Case::new(a_late_place_of_somebody_who_waits),
@@ -213,6 +215,30 @@ async fn still_holds(scene: &Scene, taken: &Taken) -> Result<(), Failed> {
     assert_eq!(holder.token, Some(taken.token()));
     assert!(scene.other.try_take().await?.is_none());
     assert!(taken.is_valid());
+    Ok(())
+}
+
+async fn a_late_attempt_of_a_try_in_vain(ctx: Context) -> Result<(), Failed> {
+    try_in_vain(ctx, false).await
+}
+
+async fn a_late_attempt_of_a_try_in_vain_on_the_wire(ctx: Context) -> Result<(), Failed> {
+    try_in_vain(ctx, true).await
+}
+
+/// The second attempt is told that the name is taken; the first one arrives when it is not.
+async fn try_in_vain(ctx: Context, wire: bool) -> Result<(), Failed> {
+    for kind in BOTH {
+        let scene = Scene::new(&ctx, kind, wire).await?;
+        let held = scene.other.take().await?;
+        let ended = scene.faults.done(Verb::End) + 1;
+        scene.keep_back(Verb::TryClaim);
+        assert!(scene.want.try_take().await?.is_none());
+        timeout(ctx.long(), scene.faults.did(Verb::End, ended)).await?;
+        held.give_back().await?;
+        scene.let_through().await?;
+        scene.is_as_before().await?;
+    }
     Ok(())
 }
 
