@@ -338,7 +338,7 @@ async fn those_who_come_at_once_share_one_session(ctx: Context) -> Result<(), Fa
 
 async fn the_ttl_of_a_handle_is_its_own(ctx: Context) -> Result<(), Failed> {
     let (short, usual, long) = (ctx.long(), ctx.long() * 2, ctx.long() * 4);
-    let sync = ctx.coordinator_with(ctx.options()?.ttl(usual)).await?;
+    let (sync, faults) = ctx.faulty_with(ctx.options()?.ttl(usual)).await?;
     let own = sync.lock("x").dedicated_session();
     let handles = [sync.lock("x").ttl(short), own.clone().ttl(long), own.clone().ttl(short), own];
     for (lock, ttl) in handles.into_iter().zip([short, long, short, usual]) {
@@ -348,6 +348,9 @@ async fn the_ttl_of_a_handle_is_its_own(ctx: Context) -> Result<(), Failed> {
         assert!(deadline > before + ttl.mul_f64(0.9) && deadline < now() + ttl, "{deadline:?}");
         guard.release().await?;
     }
+    // With the handles go their sessions; the coordinator's own was never needed.
+    assert_eq!(faults.calls(Verb::Open), 4);
+    ctx.eventually(ctx.long(), || async { Ok(faults.calls(Verb::Close) == 4) }).await?;
     ctx.assert_nothing_left().await
 }
 
