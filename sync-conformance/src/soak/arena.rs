@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::Settings;
-use super::plan::{Mishap, Step};
+use super::plan::{Aim, Mishap, Step};
 use super::tail::Tail;
 use super::witness::Notes;
 use crate::child::{Child, Orders};
@@ -56,7 +56,12 @@ struct Seat {
     process: AtomicU32,
     /// Held while a fault is done to it.
     child: Arc<tokio::sync::Mutex<Child>>,
+    /// Held while a fault is done to its connections.
+    link: Arc<tokio::sync::Mutex<()>>,
 }
+
+/// A process that holds the lock and is stopped, and since when.
+type Caught<'a> = (&'a Seat, OwnedMutexGuard<Child>, Option<Moment>);
 
 impl Arena {
     pub(super) async fn start(
@@ -76,7 +81,7 @@ impl Arena {
             let child = orders.start()?;
             let process = AtomicU32::new(child.process().id());
             let child = Arc::new(tokio::sync::Mutex::new(child));
-            seats.push(Seat { route, orders, careless, process, child });
+            seats.push(Seat { route, orders, careless, process, child, link: Arc::default() });
         }
         let members = server.members().iter().map(|_| Arc::default()).collect();
         Ok(Self {
@@ -156,45 +161,61 @@ impl Arena {
     }
 
     async fn carry_out(&self, step: &Step) -> Result<(), Failed> {
-        if step.mishap.is_of_a_server() {
-            return self.strike_server(step).await;
-        }
-        let caught = match step.at_holder {
-            true => self.catch_holder(step.mishap == Mishap::Freeze).await?,
-            false => self.pick(step.pick).map(|(seat, child)| (seat, child, self.clock.now())),
-        };
-        // Nobody holds, or everybody has trouble enough: this fault does not take place.
-        let Some((seat, mut child, at)) = caught else { return Ok(()) };
-        check_alive(&mut child).await?;
-        let process = child.process().id();
-        let holder = step.at_holder.then_some(process);
-        self.note(Done { at, mishap: step.mishap, holder });
-        let (role, lasts) = (if step.at_holder { "holder" } else { "process" }, step.lasts);
-        let told = format!("{} {role} {process}: {} for {lasts:?}", Seconds(at), step.mishap);
-        self.log.count(&told);
-        let stopped = step.at_holder;
         match step.mishap {
-            Mishap::Kill => {
-                child.process().kill()?;
-                sleep(step.lasts).await;
-                *child = seat.orders.start()?;
-                seat.process.store(child.process().id(), Ordering::Relaxed);
+            mishap if mishap.is_of_a_server() => self.strike_server(step).await,
+            mishap if mishap.is_of_a_link() => self.strike_link(step).await,
+            _ => self.strike_process(step).await,
+        }
+    }
+
+    async fn strike_process(&self, step: &Step) -> Result<(), Failed> {
+        // Whoever writes without a look has something to be refused when it goes on.
+        let suits = |seat: &Seat| seat.careless || step.mishap != Mishap::Freeze;
+        let mut slowed = None;
+        let caught = match step.aim {
+            Aim::Anybody => self.pick(step.pick).map(|(seat, child)| (seat, child, None)),
+            Aim::Holder => self.catch(suits).await?,
+            Aim::SlowHolder => {
+                let Some((seat, busy)) = self.pick_link(step.pick, suits) else { return Ok(()) };
+                seat.route.set(Toward::Client, Flow::Delay(step.by));
+                slowed = Some((seat, busy));
+                self.catch(|other| std::ptr::eq(other, seat)).await?
             }
-            Mishap::Pause | Mishap::Freeze => {
-                child.process().stop()?;
-                sleep(step.lasts).await;
-                child.process().resume()?;
+        };
+        // If nobody was found (nobody holds, or all have trouble enough) it does not take place.
+        if let Some((seat, mut child, since)) = caught {
+            self.note(step, child.process().id(), since);
+            seat.strike_process(step, &mut child).await?;
+        }
+        if let Some((seat, _busy)) = slowed {
+            seat.route.heal();
+        }
+        Ok(())
+    }
+
+    async fn strike_link(&self, step: &Step) -> Result<(), Failed> {
+        let (seat, _busy) = match step.aim {
+            Aim::Anybody => {
+                let Some(found) = self.pick_link(step.pick, |_| true) else { return Ok(()) };
+                self.note(step, found.0.process.load(Ordering::Relaxed), None);
+                found.0.strike_link(step);
+                found
             }
             _ => {
-                seat.strike(step);
-                if stopped {
-                    child.process().resume()?;
+                let Some((seat, child, since)) = self.catch(|_| true).await? else { return Ok(()) };
+                let busy = Arc::clone(&seat.link).try_lock_owned();
+                if busy.is_ok() {
+                    self.note(step, child.process().id(), since);
+                    seat.strike_link(step);
                 }
-                sleep(step.lasts).await;
-                seat.route.let_through();
-                seat.route.heal();
+                child.process().resume()?;
+                let Ok(busy) = busy else { return Ok(()) };
+                (seat, busy)
             }
-        }
+        };
+        sleep(step.lasts).await;
+        seat.route.let_through();
+        seat.route.heal();
         Ok(())
     }
 
@@ -203,9 +224,7 @@ impl Arena {
         let Ok(index) = usize::try_from(step.pick % count) else { return Ok(()) };
         let Some(member) = self.server.members().get(index) else { return Ok(()) };
         let Ok(_busy) = Arc::clone(&self.members[index]).try_lock_owned() else { return Ok(()) };
-        let at = self.clock.now();
-        self.note(Done { at, mishap: step.mishap, holder: None });
-        self.log.count(&format!("{} {} for {:?}", Seconds(at), step.mishap, step.lasts));
+        self.note(step, 0, None);
         if step.mishap == Mishap::ServerKill {
             member.kill()?;
             sleep(step.lasts).await;
@@ -216,38 +235,49 @@ impl Arena {
         member.resume()
     }
 
-    /// A process that no fault is being done to, from number `pick` on.
+    /// A process that nothing is being done to, from number `pick` on.
     fn pick(&self, pick: u64) -> Option<(&Seat, OwnedMutexGuard<Child>)> {
-        let seats = self.seats.len();
-        let first = usize::try_from(pick % seats.max(1) as u64).ok()?;
-        let mut order = (0..seats).map(|step| &self.seats[(first + step) % seats]);
-        order.find_map(|seat| Some((seat, Arc::clone(&seat.child).try_lock_owned().ok()?)))
+        let free = |seat: &Seat| Arc::clone(&seat.child).try_lock_owned().ok();
+        self.from(pick).find_map(|seat| Some((seat, free(seat)?)))
     }
 
-    /// The process that holds the lock, stopped so that it goes on holding it; and since when.
-    /// If it is to be careless, then so that it tries to write when it goes on.
-    async fn catch_holder(
+    /// A process whose connections nothing is being done to.
+    fn pick_link(
         &self,
-        careless: bool,
-    ) -> Result<Option<(&Seat, OwnedMutexGuard<Child>, Moment)>, Failed> {
+        pick: u64,
+        suits: impl Fn(&Seat) -> bool,
+    ) -> Option<(&Seat, OwnedMutexGuard<()>)> {
+        let free = |seat: &Seat| Arc::clone(&seat.link).try_lock_owned().ok();
+        self.from(pick).filter(|seat| suits(seat)).find_map(|seat| Some((seat, free(seat)?)))
+    }
+
+    /// All seats, beginning with number `pick`.
+    fn from(&self, pick: u64) -> impl Iterator<Item = &Seat> {
+        let first = usize::try_from(pick % self.seats.len().max(1) as u64).unwrap_or(0);
+        self.seats[first..].iter().chain(&self.seats[..first])
+    }
+
+    /// The process that holds the lock, if it suits; stopped, so that it goes on holding it, and
+    /// since when.
+    async fn catch(&self, suits: impl Fn(&Seat) -> bool) -> Result<Option<Caught<'_>>, Failed> {
         let give_up = self.clock.now() + CATCH_WITHIN;
         while self.clock.now() < give_up {
             if let Some(process) = self.holder()?
                 && let Some(seat) = self.seat_of(process)
-                && (seat.careless || !careless)
+                && suits(seat)
                 && let Ok(child) = Arc::clone(&seat.child).try_lock_owned()
                 && child.process().id() == process
             {
-                let at = self.clock.now();
+                let since = self.clock.now();
                 child.process().stop()?;
                 // What it was doing just then shows in its history.
                 sleep(Duration::from_millis(2)).await;
                 if self.holder()? == Some(process) {
-                    return Ok(Some((seat, child, at)));
+                    return Ok(Some((seat, child, Some(since))));
                 }
                 child.process().resume()?;
             }
-            sleep(Duration::from_millis(3)).await;
+            sleep(Duration::from_millis(2)).await;
         }
         Ok(None)
     }
@@ -262,8 +292,14 @@ impl Arena {
         Ok(tail.holder(self.clock.now()))
     }
 
-    fn note(&self, done: Done) {
-        self.done.lock().unwrap_or_else(PoisonError::into_inner).push(done);
+    /// Writes down that a fault begins; `since` when the process holds the lock and is stopped.
+    fn note(&self, step: &Step, process: u32, since: Option<Moment>) {
+        let Step { mishap, lasts, aim, .. } = step;
+        let at = since.unwrap_or_else(|| self.clock.now());
+        let holder = since.map(|_| process);
+        self.log.count(&format!("{} {process} {aim:?}: {mishap} for {lasts:?}", Seconds(at)));
+        let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        done.push(Done { at, mishap: *mishap, holder });
     }
 
     fn tail(&self) -> MutexGuard<'_, Tail> {
@@ -272,8 +308,23 @@ impl Arena {
 }
 
 impl Seat {
+    /// Does a fault to the process. One that holds the lock has been stopped already.
+    async fn strike_process(&self, step: &Step, child: &mut Child) -> Result<(), Failed> {
+        check_alive(child).await?;
+        if step.mishap == Mishap::Kill {
+            child.process().kill()?;
+            sleep(step.lasts).await;
+            *child = self.orders.start()?;
+            self.process.store(child.process().id(), Ordering::Relaxed);
+            return Ok(());
+        }
+        child.process().stop()?;
+        sleep(step.lasts).await;
+        Ok(child.process().resume()?)
+    }
+
     /// Does a fault to the connections.
-    fn strike(&self, step: &Step) {
+    fn strike_link(&self, step: &Step) {
         let both = |flow| {
             self.route.set(Toward::Server, flow);
             self.route.set(Toward::Client, flow);

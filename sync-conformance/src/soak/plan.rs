@@ -50,6 +50,11 @@ impl Mishap {
         matches!(self, Mishap::ServerPause | Mishap::ServerFreeze | Mishap::ServerKill)
     }
 
+    pub(super) fn is_of_a_link(self) -> bool {
+        use Mishap::{Cut, Delay, Late, LoseAnswers, Reset, Swallow};
+        matches!(self, Reset | Cut | Delay | LoseAnswers | Swallow | Late)
+    }
+
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Mishap::Kill => "killed",
@@ -88,6 +93,17 @@ impl fmt::Display for Mishap {
     }
 }
 
+/// To whom it happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Aim {
+    /// To anybody, whatever it is doing.
+    Anybody,
+    /// To whoever holds the lock. By chance one in eight would.
+    Holder,
+    /// To a holder whose answers take long: whoever counts from them counts too much.
+    SlowHolder,
+}
+
 /// One fault of a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Step {
@@ -95,54 +111,66 @@ pub(super) struct Step {
     pub(super) at: Duration,
     pub(super) mishap: Mishap,
     pub(super) lasts: Duration,
-    /// By how much a [`Mishap::Delay`] delays each direction.
+    /// By how much a [`Mishap::Delay`] delays each direction, and a slow holder's answers come late.
     pub(super) by: Duration,
-    /// Happens to whoever holds the lock then.
-    pub(super) at_holder: bool,
-    /// Otherwise, or for a server: whom to try first.
+    pub(super) aim: Aim,
+    /// Whom to try first.
     pub(super) pick: u64,
 }
 
 /// What happens one after the other, over and over; when, for how long and to whom is chance.
 struct Deck {
-    cards: &'static [Mishap],
-    /// They happen to whoever holds. By chance one in eight would.
-    at_holder: bool,
+    cards: &'static [(Mishap, Aim)],
     /// Between which multiples of the TTL passes from one to the next.
     pause: (f64, f64),
 }
 
 /// Each of these costs the others about a TTL.
 const HOLDERS: Deck = Deck {
-    cards: &[Mishap::Freeze, Mishap::Kill, Mishap::Freeze, Mishap::Pause],
-    at_holder: true,
+    cards: &[
+        (Mishap::Freeze, Aim::Holder),
+        (Mishap::Kill, Aim::SlowHolder),
+        (Mishap::Freeze, Aim::SlowHolder),
+        (Mishap::Pause, Aim::Holder),
+        (Mishap::Kill, Aim::Holder),
+    ],
     pause: (2.5, 4.0),
 };
 const HOLDERS_LINKS: Deck = Deck {
-    cards: &[Mishap::Swallow, Mishap::LoseAnswers, Mishap::Late, Mishap::Cut, Mishap::Reset],
-    at_holder: true,
+    cards: &[
+        (Mishap::Swallow, Aim::Holder),
+        (Mishap::LoseAnswers, Aim::Holder),
+        (Mishap::Late, Aim::Holder),
+        (Mishap::Cut, Aim::Holder),
+        (Mishap::Reset, Aim::Holder),
+    ],
     pause: (3.5, 6.0),
 };
 const CLIENTS: Deck = Deck {
-    cards: &[Mishap::Kill, Mishap::Freeze, Mishap::Pause],
-    at_holder: false,
+    cards: &[
+        (Mishap::Kill, Aim::Anybody),
+        (Mishap::Freeze, Aim::Anybody),
+        (Mishap::Pause, Aim::Anybody),
+    ],
     pause: (2.0, 4.0),
 };
 const LINKS: Deck = Deck {
     cards: &[
-        Mishap::Delay,
-        Mishap::LoseAnswers,
-        Mishap::Late,
-        Mishap::Cut,
-        Mishap::Reset,
-        Mishap::Swallow,
+        (Mishap::Delay, Aim::Anybody),
+        (Mishap::LoseAnswers, Aim::Anybody),
+        (Mishap::Late, Aim::Anybody),
+        (Mishap::Cut, Aim::Anybody),
+        (Mishap::Reset, Aim::Anybody),
+        (Mishap::Swallow, Aim::Anybody),
     ],
-    at_holder: false,
     pause: (1.0, 2.0),
 };
 const SERVERS: Deck = Deck {
-    cards: &[Mishap::ServerPause, Mishap::ServerKill, Mishap::ServerFreeze],
-    at_holder: false,
+    cards: &[
+        (Mishap::ServerPause, Aim::Anybody),
+        (Mishap::ServerKill, Aim::Anybody),
+        (Mishap::ServerFreeze, Aim::Anybody),
+    ],
     pause: (5.0, 9.0),
 };
 
@@ -171,12 +199,12 @@ pub(super) fn plan(seed: u64, length: Duration, ttl: Duration, targets: Targets)
 /// Deals the deck, one card after each pause, until the time is up.
 fn deal(dice: &Dice, deck: &Deck, length: Duration, ttl: Duration) -> Vec<Step> {
     let mut at = Duration::ZERO;
-    let step = |mishap: &Mishap| {
+    let step = |(mishap, aim): &(Mishap, Aim)| {
         let (least, most) = mishap.lasts();
         let lasts = dice.part(ttl, least, most);
         at += dice.part(ttl, deck.pause.0, deck.pause.1);
         let (by, pick) = (dice.part(ttl, 0.02, 0.4), dice.number());
-        Step { at, mishap: *mishap, lasts, by, at_holder: deck.at_holder, pick }
+        Step { at, mishap: *mishap, lasts, by, aim: *aim, pick }
     };
     let steps = deck.cards.iter().cycle().map(step);
     steps.take_while(|step| step.at + step.lasts <= length).collect()
@@ -222,7 +250,7 @@ mod tests {
     fn a_short_run_strikes_holders_too() {
         for seed in 0..50 {
             let steps = plan(seed, LENGTH / 4, TTL, Targets { servers: false, ..ALL });
-            let freezes = |step: &&Step| step.at_holder && step.mishap == Mishap::Freeze;
+            let freezes = |step: &&Step| step.aim != Aim::Anybody && step.mishap == Mishap::Freeze;
             assert!(steps.iter().filter(freezes).count() >= 2, "seed {seed}: {steps:?}");
             assert!(steps.len() >= 16, "seed {seed}: {}", steps.len());
         }

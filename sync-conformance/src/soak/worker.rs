@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sync_core::{Coordinator, Environment, ErrorKind, LockGuard, Namespace, Options};
+use sync_core::{
+    BootClock, Clock, Coordinator, Environment, ErrorKind, LockGuard, Namespace, Options,
+};
 use tokio::time::{sleep, timeout};
 
 use super::dice::Dice;
@@ -13,6 +15,9 @@ use crate::failed::Failed;
 use crate::history::Journal;
 use crate::register::Register;
 use crate::store::Store;
+
+/// How late the signal may be on a busy machine.
+const TOLD_WITHIN: Duration = Duration::from_secs(10);
 
 /// Takes and releases the lock `name` in every way that the crates know, adding one to the register
 /// at `register` each time, until its parent says anything or is gone. What it saw of faults
@@ -150,6 +155,11 @@ impl Worker {
                 _ = guard.revoked() => {}
                 () = sleep(rest) => {}
             }
+        }
+        // The signal comes by itself, without a look at the guard.
+        let over = BootClock::new().now() >= guard.deadline();
+        if over && timeout(TOLD_WITHIN, guard.revoked()).await.is_err() {
+            return Err(format!("the guard was over and nobody was told within {TOLD_WITHIN:?}"))?;
         }
         if self.careless || guard.is_valid() {
             // Refused ones are counted in the register.
