@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+/// How long a stopped process may go on running.
+const STOPS_WITHIN: Duration = Duration::from_secs(2);
+
 /// A running process: killed when this is dropped, and by the kernel when the program that
 /// started it is gone, however it went.
 ///
@@ -89,7 +92,16 @@ impl Process {
     /// # Errors
     /// Those of the operating system; also when it has ended.
     pub fn stop(&self) -> io::Result<()> {
-        self.signal(Signal::STOP)
+        self.signal(Signal::STOP)?;
+        // A thread on another core may run on for a moment: what it answers then is no fault.
+        let state = format!("/proc/{}/stat", self.id());
+        for _ in 0..1_000 {
+            match std::fs::read_to_string(&state) {
+                Ok(stat) if !stat.contains(") T ") => std::thread::sleep(STOPS_WITHIN / 1_000),
+                _ => break,
+            }
+        }
+        Ok(())
     }
 
     /// Lets a stopped one go on (SIGCONT).

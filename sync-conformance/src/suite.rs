@@ -288,7 +288,7 @@ impl Suite {
                     "nobody can do this to the store from outside"
                 }
                 Need::Fair => {
-                    let options = sync_core::Options::new().ttl(self.store.ttl());
+                    let options = sync_core::Options::new().namespace("case").ttl(self.store.ttl());
                     let backend = self.store.connect(&server.url(), &options).await?;
                     if backend.profile().fair {
                         continue;

@@ -21,12 +21,21 @@ impl Store for Redis {
         match server::external("SYNC_TEST_REDIS")? {
             Some(server) => Ok(server),
             None => {
-                server::redis(&["--appendonly", "yes", "--appendfsync", "always"]).start().await
+                let role = role();
+                let mut arguments =
+                    vec!["--appendonly", "yes", "--appendfsync", "always", "--user"];
+                arguments.extend(role.iter().map(String::as_str));
+                server::redis(&arguments).start().await
             }
         }
     }
 
     async fn connect(&self, url: &str, options: &Options) -> Result<Arc<dyn Backend>, Error> {
+        // A server of our own knows the role that the documentation asks for.
+        let url = match std::env::var_os("SYNC_TEST_REDIS") {
+            Some(_) => url.to_owned(),
+            None => url.replacen("redis://", "redis://suite:secret@", 1),
+        };
         Ok(Arc::new(Config::new(url).options(options.clone()).backend().await?))
     }
 
@@ -61,6 +70,17 @@ impl Store for Redis {
         }
         Ok(())
     }
+}
+
+/// The least privilege, for the namespaces of cases and soaks.
+fn role() -> Vec<String> {
+    let role = include_str!("../src/acl.txt").trim().trim_start_matches("ACL SETUSER ");
+    let role = role.replace("NAME ", "suite ").replace("PASSWORD", "secret");
+    let words = role.split(' ').flat_map(|word| match word.split_once("NAMESPACE") {
+        Some((kind, rest)) => vec![format!("{kind}case*{rest}"), format!("{kind}soak*{rest}")],
+        None => vec![word.to_owned()],
+    });
+    words.collect()
 }
 
 fn main() -> ExitCode {

@@ -24,10 +24,12 @@ pub(crate) struct Toy {
 
 impl Toy {
     pub(crate) async fn connect(url: &str, options: &Options) -> Result<Self, Error> {
+        // What comes before an `@` would be a secret, elsewhere.
+        let address = url.trim_start_matches("toy://").rsplit('@').next().unwrap_or_default();
         let toy = Self {
-            link: Link::new(url.trim_start_matches("toy://")),
+            link: Link::new(address),
             namespace: options.parsed_namespace()?.joined('/'),
-            profile: Profile::new("toy", url, Expiry::Session),
+            profile: Profile::new("toy", address, Expiry::Session),
             environment: options.to_environment(),
         };
         let give_up = toy.environment.clock.now() + options.within();
@@ -36,7 +38,7 @@ impl Toy {
             answer = toy.link.ask("hello") => answer,
             () = toy.environment.clock.sleep_until(give_up) => Err(StoreError::unsent("no answer")),
         }
-        .map_err(|error| Error::from_store("connect", error))?;
+        .map_err(|error| Error::from_store(format!("connect to toy at {address}"), error))?;
         Ok(toy)
     }
 

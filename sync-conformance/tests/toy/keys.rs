@@ -29,8 +29,9 @@ fn answer(mut client: &TcpStream, store: &Mutex<Store>) -> io::Result<()> {
         requests.read_line(&mut request)?;
         // What was cut off is no request.
         let Some(request) = request.strip_suffix('\n') else { return Ok(()) };
+        let Some((number, request)) = request.split_once(' ') else { return Ok(()) };
         let answer = store.lock().unwrap_or_else(PoisonError::into_inner).serve(request)?;
-        client.write_all(format!("{answer}\n.\n").as_bytes())?;
+        client.write_all(format!("{number} {answer}\n.\n").as_bytes())?;
     }
 }
 

@@ -1,6 +1,7 @@
 //! Connections to the toy server, one for each request under way, and what its lines say.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use sync_core::backend::Version;
@@ -15,15 +16,18 @@ const LONGEST_ANSWER: usize = 16 << 20;
 pub(crate) struct Link {
     address: String,
     idle: Mutex<Vec<BufStream<TcpStream>>>,
+    asked: AtomicU64,
 }
 
 impl Link {
     pub(crate) fn new(address: &str) -> Self {
-        Self { address: address.to_owned(), idle: Mutex::default() }
+        Self { address: address.to_owned(), idle: Mutex::default(), asked: AtomicU64::new(0) }
     }
 
     /// Sends a line and reads the whole answer.
     pub(crate) async fn ask(&self, request: &str) -> Result<String, StoreError> {
+        // The answer begins with the number of its request: no other is believed.
+        let number = self.asked.fetch_add(1, Ordering::Relaxed);
         // While it is in use it is not among the idle: one whose call was dropped is closed, and
         // nobody takes the answer to another's question for the answer to his own.
         let idle = self.idle().pop();
@@ -34,7 +38,7 @@ impl Link {
                 BufStream::new(made.map_err(|e| StoreError::unsent(format!("no connection: {e}")))?)
             }
         };
-        let answer = exchange(&mut stream, request).await.map_err(|e| {
+        let answer = exchange(&mut stream, number, request).await.map_err(|e| {
             self.idle().clear();
             // It may have been carried out all the same.
             StoreError::unknown(format!("the connection was lost: {e}"))
@@ -48,8 +52,12 @@ impl Link {
     }
 }
 
-async fn exchange(stream: &mut BufStream<TcpStream>, request: &str) -> io::Result<String> {
-    stream.write_all(format!("{request}\n").as_bytes()).await?;
+async fn exchange(
+    stream: &mut BufStream<TcpStream>,
+    number: u64,
+    request: &str,
+) -> io::Result<String> {
+    stream.write_all(format!("{number} {request}\n").as_bytes()).await?;
     stream.flush().await?;
     let mut answer = String::new();
     while !answer.ends_with("\n.\n") {
@@ -59,7 +67,8 @@ async fn exchange(stream: &mut BufStream<TcpStream>, request: &str) -> io::Resul
         }
     }
     answer.truncate(answer.len() - 3);
-    Ok(answer)
+    let answer = answer.strip_prefix(&format!("{number} "));
+    Ok(answer.ok_or(io::ErrorKind::InvalidData)?.to_owned())
 }
 
 /// A claim as it stands in the store.

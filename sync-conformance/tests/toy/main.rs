@@ -34,7 +34,7 @@ impl Store for ToyStore {
                 let (port, dir) = (places[me].port(0), places[me].dir());
                 vec!["serve".to_owned(), port.to_string(), dir.display().to_string()]
             })
-            .probe("hello\n", "toy")
+            .probe("0 hello\n", "0 toy")
             .url(|at| format!("toy://{}", at[0]))
             .start()
             .await
