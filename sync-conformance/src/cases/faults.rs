@@ -247,8 +247,8 @@ async fn a_reset_of_a_slow_wire_loses_nothing(ctx: Context) -> Result<(), Failed
     let ttl = ctx.ttl() * 3;
     let sync = ctx.coordinator_at(route.url(), ctx.options()?.ttl(ttl)).await?;
     let (guard, elected) = (sync.lock("x").acquire().await?, sync.leader("x").elect().await?);
-    route.set(Toward::Server, Flow::Delay(ttl / 24));
-    route.set(Toward::Client, Flow::Delay(ttl / 24));
+    route.set(Toward::Server, Flow::Delay(ttl / 36));
+    route.set(Toward::Client, Flow::Delay(ttl / 36));
     route.reset();
     sleep(ttl * 2).await;
     assert_eq!((guard.revocation(), elected.revocation()), (None, None));
