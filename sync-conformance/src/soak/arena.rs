@@ -154,7 +154,13 @@ impl Arena {
         }
         for seat in &self.seats {
             let mut child = seat.child.lock().await;
-            while child.line().await.map_err(|e| e.reason().to_owned())? != "done" {}
+            let mut said = Vec::new();
+            while said.last().is_none_or(|line| line != "done") {
+                match child.line().await {
+                    Ok(line) => said.push(line),
+                    Err(e) => Err(format!("{}; it said: {}", e.reason(), said.join("\n")))?,
+                }
+            }
             child.ended().await?;
         }
         Ok(())
