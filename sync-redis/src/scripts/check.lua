@@ -7,7 +7,7 @@
 local function run()
   -- The latest of them to come, with 6.2.
   local known = redis.pcall('ZMSCORE', ARGV[2] .. ':beat', 'v')
-  if known.err and known.err:find('Unknown Redis command') then return ARGV[1] .. ' old' end
+  if known.err and known.err:find('Unknown .*command') then return ARGV[1] .. ' old' end
   local missing = ARGV[1] .. ' missing'
   if not redis.acl_check_cmd then return missing end -- before Redis 7
   local commands = {
