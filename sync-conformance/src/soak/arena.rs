@@ -226,19 +226,29 @@ impl Arena {
     }
 
     async fn strike_server(&self, step: &Step) -> Result<(), Failed> {
-        let count = self.members.len().max(1) as u64;
-        let Ok(index) = usize::try_from(step.pick % count) else { return Ok(()) };
+        let index = step.pick % self.members.len().max(1) as u64;
+        let Ok(index) = usize::try_from(index) else { return Ok(()) };
         let Some(member) = self.server.members().get(index) else { return Ok(()) };
         let Ok(_busy) = Arc::clone(&self.members[index]).try_lock_owned() else { return Ok(()) };
+        let holder = match step.aim {
+            Aim::Anybody => None,
+            _ => self.catch(|_| true).await?,
+        };
         self.note(step, 0, None);
         if step.mishap == Mishap::ServerKill {
             member.kill()?;
             sleep(step.lasts).await;
-            return member.restart().await;
+            member.restart().await?;
+        } else {
+            member.stop()?;
+            sleep(step.lasts).await;
+            member.resume()?;
         }
-        member.stop()?;
-        sleep(step.lasts).await;
-        member.resume()
+        if let Some((_, child, _)) = holder {
+            sleep(step.by).await;
+            child.process().resume()?;
+        }
+        Ok(())
     }
 
     /// A process that nothing is being done to, from number `pick` on.

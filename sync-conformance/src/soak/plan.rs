@@ -79,7 +79,7 @@ impl Mishap {
             Mishap::Kill => (0.0, 0.5),
             Mishap::Pause | Mishap::ServerPause => (0.1, 0.8),
             Mishap::Freeze | Mishap::ServerFreeze => (1.4, 2.4),
-            Mishap::ServerKill => (0.0, 1.0),
+            Mishap::ServerKill => (0.0, 0.3),
             Mishap::Cut | Mishap::Delay | Mishap::LoseAnswers | Mishap::Swallow | Mishap::Late => {
                 (0.2, 2.0)
             }
@@ -165,10 +165,11 @@ const LINKS: Deck = Deck {
     ],
     pause: (1.0, 2.0),
 };
+/// While somebody is known to hold: a server that forgets him grants the lock again.
 const SERVERS: Deck = Deck {
     cards: &[
         (Mishap::ServerPause, Aim::Anybody),
-        (Mishap::ServerKill, Aim::Anybody),
+        (Mishap::ServerKill, Aim::Holder),
         (Mishap::ServerFreeze, Aim::Anybody),
     ],
     pause: (5.0, 9.0),
