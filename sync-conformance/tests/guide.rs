@@ -61,6 +61,18 @@ fn the_cases_that_the_guide_names_exist() {
 }
 
 #[test]
+fn every_need_is_explained() {
+    let guide = read("../docs/writing-a-backend.md");
+    let suite = read("src/suite.rs");
+    let needs = suite.split("pub enum Need {").nth(1).unwrap().split('}').next().unwrap();
+    let needs = needs.lines().map(str::trim).filter(|line| line.starts_with(char::is_uppercase));
+    for need in needs {
+        let need = need.split([',', '(']).next().unwrap();
+        assert!(guide.contains(&format!("`{need}")), "{need}");
+    }
+}
+
+#[test]
 fn the_toys_backend_is_as_short_as_the_guide_says() {
     assert!(read("tests/toy/backend.rs").lines().count() < 200);
     let main = read("tests/toy/main.rs");
