@@ -2,10 +2,11 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::sync::Arc;
 
 use crate::revocation::{Cause, Revocation};
 
-type Source = Box<dyn StdError + Send + Sync>;
+type Source = Arc<dyn StdError + Send + Sync>;
 
 /// What a caller can do about an [`Error`].
 ///
@@ -176,7 +177,7 @@ impl StdError for Error {
 /// assert!(error.settled());
 /// assert!(!StoreError::unknown("no answer within 2s").settled());
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct StoreError {
     kind: ErrorKind,
     settled: bool,
@@ -222,8 +223,8 @@ impl StoreError {
 
     /// Adds the client library's own error. Its text must not hold a credential.
     #[must_use]
-    pub fn caused_by(mut self, source: impl Into<Source>) -> Self {
-        self.source = Some(source.into());
+    pub fn caused_by(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.source = Some(source.into().into());
         self
     }
 

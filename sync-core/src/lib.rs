@@ -40,6 +40,7 @@ mod backoff;
 mod carried;
 mod claim;
 mod clock;
+pub mod connection;
 mod coordinator;
 mod error;
 mod handle;

@@ -63,7 +63,7 @@ pub struct Redis {
     /// This coordinator, among all that wait in lines: 32 hexadecimal digits.
     coordinator: String,
     environment: Environment,
-    connector: Arc<Connector>,
+    connector: Connector,
     opened: AtomicU64,
     /// The open sessions, each with when its latest complete renewal was sent.
     sessions: Mutex<BTreeMap<Arc<str>, Option<Moment>>>,
@@ -75,7 +75,7 @@ impl Redis {
         keys: Keys,
         coordinator: String,
         environment: Environment,
-        connector: Arc<Connector>,
+        connector: Connector,
     ) -> Self {
         Self {
             profile,

@@ -153,26 +153,14 @@ impl Config {
             .rounding(ROUNDING);
 
         options.check(&profile)?;
-        if tokio::runtime::Handle::try_current().is_err() {
-            let what = format!("connect to redis at {endpoint}");
-            return Err(Error::new(ErrorKind::Unsupported, what, "there is no tokio runtime here")
-                .advise("call it from inside one, such as #[tokio::main]"));
-        }
         let (clock, within) = (Arc::clone(&environment.clock), options.within());
-        let until = clock.now() + within;
         let wakes = Arc::new(Wakes::new(keys.wake(&coordinator)));
-        let connector = Connector::new(client, Arc::clone(&clock), within, wakes);
+        let connector = Connector::new(client, clock, within, wakes);
         let greeting = async {
             let mut link = connector.link().await?;
             probe::probe(&mut link, &keys, connector.wakes().channel()).await
         };
-        let greeted = tokio::select! {
-            biased;
-            greeted = greeting => greeted,
-            () = clock.sleep_until(until) => Err(connector.silence()),
-        };
-        greeted
-            .map_err(|error| Error::from_store(format!("connect to redis at {endpoint}"), error))?;
+        connector.greet(&endpoint, greeting).await?;
         Ok(Redis::new(profile, keys, coordinator, environment, connector))
     }
 

@@ -15,16 +15,16 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Somebody who follows a name.
 #[derive(Debug)]
 pub(crate) struct Follower {
-    connector: Arc<Connector>,
+    connector: Connector,
     channel: Arc<str>,
     news: watch::Receiver<()>,
 }
 
 impl Follower {
-    pub(crate) fn new(connector: &Arc<Connector>, channel: &str) -> Self {
+    pub(crate) fn new(connector: &Connector, channel: &str) -> Self {
         let channel = Arc::from(channel);
         let news = connector.wakes().follow(&channel);
-        Self { connector: Arc::clone(connector), channel, news }
+        Self { connector: connector.clone(), channel, news }
     }
 
     /// Subscribes the channel unless that was done on this connection.
@@ -61,7 +61,7 @@ impl Drop for Follower {
         if !self.connector.wakes().unfollow(&self.channel) {
             return;
         }
-        let (connector, channel) = (Arc::downgrade(&self.connector), Arc::clone(&self.channel));
+        let (connector, channel) = (self.connector.downgrade(), Arc::clone(&self.channel));
         let clock = Arc::clone(self.connector.clock());
         let given_up = async move {
             clock.sleep_until(clock.now() + LINGER).await;
