@@ -214,6 +214,13 @@ impl StoreError {
         self
     }
 
+    /// Says at which of several endpoints.
+    #[must_use]
+    pub fn at(mut self, endpoint: &str) -> Self {
+        self.reason = format!("{endpoint}: {}", self.reason);
+        self
+    }
+
     /// Adds what to do about it.
     #[must_use]
     pub fn advise(mut self, advice: impl Into<String>) -> Self {

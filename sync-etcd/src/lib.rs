@@ -1,1 +1,58 @@
-//! In preparation: distributed locks and leader election on etcd. There is nothing to use here yet.
+//! Distributed locks and leader election on etcd (3.5.30 or later; 3.4 works, with server bugs that
+//! are worth knowing).
+//!
+//! ```no_run
+//! # async fn write_report(token: sync_etcd::FencingToken) -> Result<(), sync_etcd::Error> { Ok(()) }
+//! # async fn example() -> Result<(), sync_etcd::Error> {
+//! let sync = sync_etcd::connect("http://10.0.0.1:2379,http://10.0.0.2:2379").await?;
+//!
+//! let guard = sync.lock("nightly-report").acquire().await?;
+//! write_report(guard.token()).await?; // the resource refuses older tokens
+//! guard.release().await?;
+//! # Ok(()) }
+//! ```
+//!
+//! **Building needs `protoc`** (Debian: `apt-get install protobuf-compiler`), which generates the
+//! code for etcd's protocol.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod backend;
+mod config;
+mod dial;
+mod endpoint;
+mod error;
+mod guard;
+mod keys;
+mod line;
+mod session;
+mod tls;
+mod watcher;
+
+pub use backend::Etcd;
+pub use config::Config;
+#[cfg(feature = "client")]
+pub use etcd_client;
+/// The core, for what is rarely needed: clocks, observers, and the contract of a backend.
+pub use sync_core;
+pub use sync_core::{
+    Cause, Changes, Coordinator, Elected, Environment, Error, ErrorKind, Fence, FencingToken, Hold,
+    Holder, Leader, LeaderStatus, Lock, LockGuard, Moment, Node, Options, Revocation, StaleToken,
+};
+
+/// Connects to a cluster with the default [`Options`]; [`Config`] has the rest.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), sync_etcd::Error> {
+/// let sync = sync_etcd::connect("http://127.0.0.1:2379").await?;
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// As for [`Config::connect`].
+///
+/// # Cancel safety
+/// As for [`Config::connect`].
+pub async fn connect(endpoints: impl AsRef<str>) -> Result<Coordinator, Error> {
+    Config::new(endpoints).connect().await
+}

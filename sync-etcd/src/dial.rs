@@ -1,0 +1,277 @@
+//! Connections to the members of a cluster: one in use, the next when it is no longer to be trusted.
+//!
+//! The client library can balance several endpoints on one channel, but does not notice that one is
+//! dead: so there is a client of its own for each connection, to one member.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use etcd_client::{
+    Client, ConnectOptions, Error, KvClient, LeaseClient, StatusResponse, WatchClient,
+};
+use sync_core::connection::{self, Dial, Health, Pending};
+use sync_core::{Clock, ErrorKind, StoreError};
+
+use crate::endpoint::Endpoint;
+use crate::error::Failure;
+
+/// How long a look at the other members may delay connecting.
+const CENSUS: Duration = Duration::from_millis(500);
+
+/// How long an answer may take that nobody else bounds.
+const LOOK_LIMIT: Duration = Duration::from_secs(2);
+
+/// The oldest without known bugs that void the promise.
+const LEAST_VERSION: [u64; 3] = [3, 5, 30];
+
+pub(crate) type Connector = connection::Connector<Members>;
+pub(crate) type Link = connection::Link<Connection>;
+
+/// The members, and how they are connected to.
+pub(crate) struct Members {
+    way: Way,
+    /// Where the first attempt goes, so that not all processes are at the same member.
+    first: u64,
+    clock: Arc<dyn Clock>,
+    /// The cluster that the first answer came from.
+    cluster: OnceLock<u64>,
+}
+
+/// How a connection comes about.
+pub(crate) enum Way {
+    /// By a client to each member.
+    Endpoints {
+        endpoints: Vec<Endpoint>,
+        options: Box<ConnectOptions>,
+        user: Option<(String, String)>,
+    },
+    /// By the user's own client, which sees to connections itself.
+    #[cfg(feature = "client")]
+    Own(Box<Client>),
+}
+
+impl Members {
+    pub(crate) fn new(way: Way, first: u64, clock: Arc<dyn Clock>) -> Self {
+        Self { way, first, clock, cluster: OnceLock::new() }
+    }
+
+    async fn client(&self, number: u64) -> Result<(Client, String), StoreError> {
+        match &self.way {
+            Way::Endpoints { endpoints, options, user } => {
+                let count = endpoints.len().max(1) as u64;
+                let index = usize::try_from((self.first.wrapping_add(number)) % count).unwrap_or(0);
+                let Some(endpoint) = endpoints.get(index) else {
+                    return Err(StoreError::refused(ErrorKind::Invalid, "there is no endpoint"));
+                };
+                let url = endpoint.url.clone();
+                let made = connect(&url, options, user.as_ref()).await;
+                Ok((made.map_err(|error| at(&url, Failure::from(error)))?, url))
+            }
+            #[cfg(feature = "client")]
+            Way::Own(client) => Ok((Client::clone(client), "the client that was given".into())),
+        }
+    }
+
+    /// Sees to it that all members that answer soon are of one cluster.
+    pub(crate) async fn check_all(&self) -> Result<(), StoreError> {
+        let (until, health) = (self.clock.now() + CENSUS, Arc::default());
+        for number in 2..=self.servers() {
+            let dialled = tokio::select! {
+                biased;
+                dialled = self.dial(number, &health) => dialled,
+                () = self.clock.sleep_until(until) => break,
+            };
+            if let Err(error) = dialled
+                && error.kind() == ErrorKind::Invalid
+            {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this member belongs to the cluster, and takes part in it now.
+    fn check(&self, url: &str, status: &StatusResponse) -> Result<(), StoreError> {
+        let cluster = status.header().map_or(0, |header| header.cluster_id());
+        if *self.cluster.get_or_init(|| cluster) != cluster {
+            let reason = format!("{url} belongs to another cluster than the other endpoints");
+            return Err(StoreError::refused(ErrorKind::Invalid, reason).advise(
+                "name the members of one cluster only: two clusters lock nothing together",
+            ));
+        }
+        if status.leader() == 0 {
+            return Err(StoreError::unsent(format!("{url} has no leader")));
+        }
+        Ok(())
+    }
+}
+
+async fn connect(
+    url: &str,
+    options: &ConnectOptions,
+    user: Option<&(String, String)>,
+) -> Result<Client, Error> {
+    let Some((name, password)) = user else {
+        return Client::connect([url], Some(options.clone())).await;
+    };
+    match Client::connect([url], Some(options.clone().with_user(name, password))).await {
+        Err(Error::GRpcStatus(status))
+            if Failure::from(Error::GRpcStatus(status.clone())).is_without_auth() =>
+        {
+            tracing::warn!(endpoint = url, "user and password are not asked for here: auth is off");
+            Client::connect([url], Some(options.clone())).await
+        }
+        other => other,
+    }
+}
+
+fn at(url: &str, failure: Failure) -> StoreError {
+    failure.into_store().at(url)
+}
+
+#[async_trait]
+impl Dial for Members {
+    type Connection = Connection;
+
+    async fn dial(&self, number: u64, _: &Arc<Health>) -> Result<Connection, StoreError> {
+        let (client, url) = self.client(number).await?;
+        // The library connects with the first request.
+        match client.maintenance_client().status().await.map_err(Failure::from) {
+            Ok(status) => {
+                self.check(&url, &status)?;
+                if number == 1 {
+                    warn_of_age(&url, status.version());
+                }
+            }
+            Err(Failure::Answer(_)) => {}
+            Err(lost) => return Err(at(&url, lost)),
+        }
+        let clients = Clients {
+            kv: client.kv_client(),
+            lease: client.lease_client(),
+            watch: client.watch_client(),
+            client,
+            clock: Arc::clone(&self.clock),
+        };
+        Ok(Connection(Arc::new(clients)))
+    }
+
+    fn servers(&self) -> u64 {
+        match &self.way {
+            Way::Endpoints { endpoints, .. } => endpoints.len() as u64,
+            #[cfg(feature = "client")]
+            Way::Own(_) => 1,
+        }
+    }
+}
+
+impl fmt::Debug for Members {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.way {
+            Way::Endpoints { endpoints, .. } => f.debug_tuple("Members").field(endpoints).finish(),
+            #[cfg(feature = "client")]
+            Way::Own(_) => f.debug_tuple("Members").finish_non_exhaustive(),
+        }
+    }
+}
+
+fn warn_of_age(url: &str, version: &str) {
+    let mut parts = version.split('.').map(|part| part.parse().unwrap_or(0));
+    let mut next = || parts.next().unwrap_or(0);
+    if [next(), next(), next()] < LEAST_VERSION {
+        tracing::warn!(
+            endpoint = url,
+            version,
+            "this version of etcd has bugs that can end or revive leases wrongly, and so give a lock \
+             away: 3.5.30 or later is needed"
+        );
+    }
+}
+
+/// What requests are sent on.
+#[derive(Clone)]
+pub(crate) struct Connection(Arc<Clients>);
+
+struct Clients {
+    kv: KvClient,
+    lease: LeaseClient,
+    watch: WatchClient,
+    client: Client,
+    clock: Arc<dyn Clock>,
+}
+
+impl Connection {
+    pub(crate) fn kv(&self) -> KvClient {
+        self.0.kv.clone()
+    }
+
+    pub(crate) fn lease(&self) -> LeaseClient {
+        self.0.lease.clone()
+    }
+
+    pub(crate) fn watch(&self) -> WatchClient {
+        self.0.watch.clone()
+    }
+
+    /// Logs in again. The library does so by itself only where a token has run out.
+    pub(crate) async fn refresh_token(&self) -> Result<(), Error> {
+        self.0.client.refresh_token().await
+    }
+}
+
+/// Sends a request, and once more with a fresh token if that is what the server wants. Dropped
+/// before the answer has come, it distrusts the connection.
+pub(crate) async fn ask<T, R>(link: &Link, request: impl FnMut() -> R) -> Result<T, Failure>
+where
+    R: Future<Output = Result<T, Error>>,
+{
+    exchange(link, Link::request, request).await
+}
+
+/// [`ask`] for callers that may go away at any time: only the end of its own time limit distrusts
+/// the connection.
+pub(crate) async fn look<T, R>(link: &Link, request: impl FnMut() -> R) -> Result<T, StoreError>
+where
+    R: Future<Output = Result<T, Error>>,
+{
+    let clock = &link.connection.0.clock;
+    let pending = link.look();
+    tokio::select! {
+        biased;
+        answer = exchange(link, Link::look, request) => answer.map_err(Failure::into_store),
+        () = clock.sleep_until(clock.now() + LOOK_LIMIT) => {
+            pending.given_up();
+            Err(StoreError::unknown(format!("no answer within {LOOK_LIMIT:?}")))
+        }
+    }
+}
+
+async fn exchange<T, R>(
+    link: &Link,
+    pending: impl Fn(&Link) -> Pending<'_>,
+    mut request: impl FnMut() -> R,
+) -> Result<T, Failure>
+where
+    R: Future<Output = Result<T, Error>>,
+{
+    match over(pending(link), request().await) {
+        Err(failure) if failure.wants_fresh_token() => {
+            over(pending(link), link.connection.refresh_token().await)?;
+            over(pending(link), request().await)
+        }
+        other => other,
+    }
+}
+
+/// What an answer, or the lack of one, says of the connection.
+pub(crate) fn over<T>(pending: Pending<'_>, answer: Result<T, Error>) -> Result<T, Failure> {
+    let answer = answer.map_err(Failure::from);
+    match &answer {
+        Err(failure) if failure.wants_another_member() => pending.failed(),
+        _ => pending.answered(),
+    }
+    answer
+}

@@ -1,0 +1,162 @@
+//! What the server's refusals and the client library's errors mean.
+
+use std::error::Error as _;
+
+use etcd_client::Error;
+use sync_core::{ErrorKind, StoreError};
+use tonic::{Code, Status};
+
+/// What every text of the server's own begins with.
+const SERVERS_OWN: &str = "etcdserver: ";
+
+/// What was told instead of an answer.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The server's own refusal.
+    Answer(Status),
+    /// There was no connection.
+    Unsent(StoreError),
+    /// Anything else: nobody knows what became of the request.
+    Lost(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::GRpcStatus(status) if status.message().starts_with(SERVERS_OWN) => {
+                Self::Answer(status)
+            }
+            other => Self::Lost(other),
+        }
+    }
+}
+
+impl Failure {
+    fn message(&self) -> &str {
+        match self {
+            Self::Answer(status) => &status.message()[SERVERS_OWN.len()..],
+            Self::Unsent(_) | Self::Lost(_) => "",
+        }
+    }
+
+    /// Whether the lease is gone, and all that was attached to it.
+    pub(crate) fn is_lease_gone(&self) -> bool {
+        self.message() == "requested lease not found"
+    }
+
+    /// Whether the same request may do with a fresh token.
+    pub(crate) fn wants_fresh_token(&self) -> bool {
+        is_about_token(self.message())
+    }
+
+    pub(crate) fn is_without_auth(&self) -> bool {
+        self.message() == "authentication is not enabled"
+    }
+
+    /// Whether another member may do better than the one that was asked.
+    pub(crate) fn wants_another_member(&self) -> bool {
+        match self {
+            Self::Unsent(_) | Self::Lost(_) => true,
+            Self::Answer(_) => {
+                let message = self.message();
+                let cut_off = ["no leader", "request timed out", "server stopped", "not capable"];
+                message.starts_with("rpc not supported")
+                    || cut_off.iter().any(|words| message.starts_with(words))
+            }
+        }
+    }
+
+    pub(crate) fn into_store(self) -> StoreError {
+        match self {
+            Self::Answer(status) => answered(&status),
+            Self::Unsent(error) => error,
+            Self::Lost(error) => lost(error),
+        }
+    }
+}
+
+/// Whether the server says, in a reason or a refusal, that it does not take the token.
+pub(crate) fn is_about_token(message: &str) -> bool {
+    ["invalid auth token", "revision of auth store is old"]
+        .iter()
+        .any(|words| message.contains(words))
+}
+
+/// The refusals that are surely not applied later. To call one unknown is always safe.
+fn answered(status: &Status) -> StoreError {
+    let text = status.message();
+    let refuse = |kind| StoreError::refused(kind, text);
+    let message = &text[SERVERS_OWN.len()..];
+    let credentials = "give user and password of an etcd user: Config::user";
+    match (status.code(), message) {
+        (Code::PermissionDenied, _) => refuse(ErrorKind::Denied).advise(permissions()),
+        (Code::Unauthenticated, _) => refuse(ErrorKind::Denied).advise(credentials),
+        (Code::InvalidArgument, "user name is empty") => {
+            refuse(ErrorKind::Denied).advise(credentials)
+        }
+        (Code::InvalidArgument, _) if message.starts_with("authentication failed") => {
+            refuse(ErrorKind::Denied).advise("check user and password")
+        }
+        // Somebody changes users or roles at this moment.
+        (Code::InvalidArgument, _) if is_about_token(message) => refuse(ErrorKind::Unreachable),
+        (Code::InvalidArgument | Code::FailedPrecondition | Code::NotFound, _) => {
+            refuse(ErrorKind::Unsupported)
+        }
+        (Code::ResourceExhausted, _) if message.contains("space exceeded") => {
+            StoreError::unknown(text)
+                .advise("compact and defragment the store, then disarm its alarm: etcdctl alarm")
+        }
+        _ => StoreError::unknown(text),
+    }
+}
+
+fn lost(error: Error) -> StoreError {
+    let text = chain(&error);
+    // Nothing leaves the process before there is a connection.
+    let unsent = match &error {
+        Error::GRpcStatus(status) => is_unconnected(status),
+        Error::TransportError(_) | Error::InvalidArgs(_) | Error::InvalidUri(_) => true,
+        _ => false,
+    };
+    let found = if unsent { StoreError::unsent(text) } else { StoreError::unknown(text) };
+    found.caused_by(error)
+}
+
+fn is_unconnected(status: &Status) -> bool {
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// An error and all its causes, each text once.
+fn chain(error: &Error) -> String {
+    let mut text = match error {
+        Error::GRpcStatus(status) => status.message().to_owned(),
+        other => other.to_string(),
+    };
+    let mut cause = match error {
+        Error::GRpcStatus(status) => status.source(),
+        Error::TransportError(error) => error.source(),
+        _ => None,
+    };
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// What a user needs.
+pub(crate) fn permissions() -> &'static str {
+    "the user needs a role with readwrite on the namespace's keys: \
+     etcdctl role grant-permission ROLE readwrite NAMESPACE/ NAMESPACE0"
+}

@@ -1,0 +1,142 @@
+//! Who is trusted, and what is shown to the servers.
+
+#[cfg(any(feature = "rustls-ring", feature = "rustls-aws-lc"))]
+pub(crate) use with::Tls;
+#[cfg(not(any(feature = "rustls-ring", feature = "rustls-aws-lc")))]
+pub(crate) use without::Tls;
+
+#[cfg(any(feature = "rustls-ring", feature = "rustls-aws-lc"))]
+mod with {
+    use std::path::{Path, PathBuf};
+
+    use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
+    use sync_core::{Error, ErrorKind};
+
+    use crate::config::Config;
+
+    #[derive(Clone, Default)]
+    pub(crate) struct Tls {
+        ca: Option<Pem>,
+        identity: Option<(Pem, Pem)>,
+    }
+
+    #[derive(Clone)]
+    enum Pem {
+        Bytes(Vec<u8>),
+        File(PathBuf),
+    }
+
+    impl Pem {
+        fn read(self) -> Result<Vec<u8>, Error> {
+            match self {
+                Self::Bytes(bytes) => Ok(bytes),
+                Self::File(path) => std::fs::read(&path)
+                    .map_err(|error| invalid(format!("cannot read {}: {error}", path.display()))),
+            }
+        }
+    }
+
+    impl Tls {
+        pub(crate) fn apply(
+            self,
+            options: ConnectOptions,
+            https: bool,
+        ) -> Result<ConnectOptions, Error> {
+            if !https {
+                return match (&self.ca, &self.identity) {
+                    (None, None) => Ok(options),
+                    _ => Err(invalid("certificates were given, but the URLs are http://")
+                        .advise("write https://")),
+                };
+            }
+            let mut tls = TlsOptions::new();
+            match self.ca {
+                Some(ca) => tls = tls.ca_certificate(Certificate::from_pem(ca.read()?)),
+                #[cfg(feature = "native-roots")]
+                None => tls = tls.with_native_roots(),
+                #[cfg(not(feature = "native-roots"))]
+                None => {
+                    return Err(invalid("nobody is trusted to sign the servers' certificates")
+                        .advise(
+                            "give a CA to Config::ca, or enable the feature native-roots for the \
+                             system's",
+                        ));
+                }
+            }
+            if let Some((certificate, key)) = self.identity {
+                tls = tls.identity(Identity::from_pem(certificate.read()?, key.read()?));
+            }
+            Ok(options.with_tls(tls))
+        }
+    }
+
+    fn invalid(reason: impl Into<String>) -> Error {
+        Error::new(ErrorKind::Invalid, "use TLS", reason)
+    }
+
+    #[cfg_attr(docsrs, doc(cfg(any(feature = "rustls-ring", feature = "rustls-aws-lc"))))]
+    impl Config {
+        /// Trusts the certificates in `pem` and no others.
+        #[must_use]
+        pub fn ca(mut self, pem: impl Into<Vec<u8>>) -> Self {
+            self.tls().ca = Some(Pem::Bytes(pem.into()));
+            self
+        }
+
+        /// Trusts the certificates in this file, read when [connecting](Config::connect), and no
+        /// others.
+        #[must_use]
+        pub fn ca_file(mut self, path: impl AsRef<Path>) -> Self {
+            self.tls().ca = Some(Pem::File(path.as_ref().to_owned()));
+            self
+        }
+
+        /// Shows the servers this certificate (with its chain) and proves it by this key, both as
+        /// PEM.
+        #[must_use]
+        pub fn identity(
+            mut self,
+            certificate: impl Into<Vec<u8>>,
+            key: impl Into<Vec<u8>>,
+        ) -> Self {
+            let (certificate, key) = (Pem::Bytes(certificate.into()), Pem::Bytes(key.into()));
+            self.tls().identity = Some((certificate, key));
+            self
+        }
+
+        /// [`identity`](Config::identity) from files, read when [connecting](Config::connect).
+        #[must_use]
+        pub fn identity_files(
+            mut self,
+            certificate: impl AsRef<Path>,
+            key: impl AsRef<Path>,
+        ) -> Self {
+            let file = |path: &Path| Pem::File(path.to_owned());
+            self.tls().identity = Some((file(certificate.as_ref()), file(key.as_ref())));
+            self
+        }
+    }
+}
+
+#[cfg(not(any(feature = "rustls-ring", feature = "rustls-aws-lc")))]
+mod without {
+    use etcd_client::ConnectOptions;
+    use sync_core::{Error, ErrorKind};
+
+    #[derive(Clone, Default)]
+    pub(crate) struct Tls {}
+
+    impl Tls {
+        pub(crate) fn apply(
+            self,
+            options: ConnectOptions,
+            https: bool,
+        ) -> Result<ConnectOptions, Error> {
+            match https {
+                false => Ok(options),
+                true => Err(Error::new(ErrorKind::Invalid, "use TLS", "this build has no TLS")
+                    .advise("enable one of the features rustls-ring and rustls-aws-lc")),
+            }
+        }
+    }
+}
