@@ -16,9 +16,13 @@ use self::launch::{Port, ask};
 use crate::failed::Failed;
 use crate::process::Process;
 
+mod external;
 mod launch;
+mod programs;
 
-pub use self::launch::{Launch, external, redis};
+pub use self::external::external;
+pub use self::launch::Launch;
+pub use self::programs::{etcd, redis};
 
 /// How long a server may take to serve.
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -31,7 +35,7 @@ type Arguments = Arc<dyn Fn(&[Place], usize) -> Vec<String> + Send + Sync>;
 /// ```
 /// use sync_conformance::server::Server;
 ///
-/// let server = Server::external("10.0.0.7:6379".parse()?, |at| format!("redis://{}", at[0]));
+/// let server = Server::external(["10.0.0.7:6379".parse()?], |at| format!("redis://{}", at[0]));
 /// assert_eq!(server.url(), "redis://10.0.0.7:6379");
 /// assert_eq!(server.url_through(&["127.0.0.1:9".parse()?]), "redis://127.0.0.1:9");
 /// assert!(!server.is_ours());
@@ -51,13 +55,13 @@ impl Server {
         Self { url: Arc::new(move |_| url.clone()), addresses: Vec::new(), members: Vec::new() }
     }
 
-    /// A server that somebody else runs, and that no case may stop. `url` makes a URL with
-    /// another address in it, for a proxy's sake.
+    /// A server that somebody else runs, and that no case may stop: the addresses of its members.
+    /// `url` makes a URL with other addresses in it, for a proxy's sake.
     pub fn external(
-        address: SocketAddr,
+        addresses: impl Into<Vec<SocketAddr>>,
         url: impl Fn(&[SocketAddr]) -> String + Send + Sync + 'static,
     ) -> Self {
-        Self { url: Arc::new(url), addresses: vec![address], members: Vec::new() }
+        Self { url: Arc::new(url), addresses: addresses.into(), members: Vec::new() }
     }
 
     /// Where clients connect to.

@@ -164,61 +164,6 @@ impl fmt::Debug for Launch {
     }
 }
 
-/// One Redis or Valkey server (`REDIS_SERVER` names another program) that keeps its data over a
-/// kill. What `more` says comes last, and so counts.
-///
-/// ```no_run
-/// # async fn example() -> Result<(), sync_conformance::Failed> {
-/// let server = sync_conformance::server::redis(&["--maxmemory", "100mb"]).start().await?;
-/// assert!(server.url().starts_with("redis://127.0.0.1:"));
-/// # Ok(()) }
-/// ```
-#[must_use]
-pub fn redis(more: &[&str]) -> Launch {
-    let more: Vec<String> = more.iter().map(ToString::to_string).collect();
-    Launch::new("redis-server", "REDIS_SERVER", "apt-get install redis-server")
-        .arguments(move |places, me| {
-            let mut arguments: Vec<String> =
-                ["--bind", "127.0.0.1", "--save", ""].map(Into::into).into();
-            arguments.extend(["--port".into(), places[me].port(0).to_string()]);
-            arguments.extend(["--dir".into(), places[me].dir().display().to_string()]);
-            // Written before the answer is sent, so it survives a kill of the server, though not
-            // one of the machine, without the cost of `fsync`.
-            arguments.extend(["--appendonly", "yes", "--appendfsync", "no"].map(Into::into));
-            arguments.extend(more.iter().cloned());
-            arguments
-        })
-        .probe("PING\r\n", "+PONG")
-        .url(|at| at.first().map(|at| format!("redis://{at}")).unwrap_or_default())
-}
-
-/// The server that the environment's `variable` points at, if it is set: a URL with host and
-/// port. No case stops it.
-///
-/// # Errors
-/// When it has no host and port that can be resolved.
-pub fn external(variable: &str) -> Result<Option<Server>, Failed> {
-    let Ok(url) = std::env::var(variable) else { return Ok(None) };
-    from_url(&url).map(Some).map_err(|e| Failed::from(format!("{variable}: {}", e.reason())))
-}
-
-fn from_url(url: &str) -> Result<Server, Failed> {
-    let start = url.find("://").map_or(0, |at| at + 3);
-    let end = url[start..].find(['/', '?', '#']).map_or(url.len(), |at| start + at);
-    let start = url[start..end].rfind('@').map_or(start, |at| start + at + 1);
-    let address = std::net::ToSocketAddrs::to_socket_addrs(&url[start..end])
-        .ok()
-        .and_then(|mut found| found.next())
-        .ok_or("the URL has no host and port that can be found")?;
-    let (url, before, after) = (url.to_owned(), url[..start].to_owned(), url[end..].to_owned());
-    Ok(Server::external(address, move |at| match at {
-        // As it was given: a certificate may be for a name.
-        [at] if *at == address => url.clone(),
-        [at, ..] => format!("{before}{at}{after}"),
-        [] => String::new(),
-    }))
-}
-
 /// Sends `question` and reads what comes until there is an end or a pause.
 pub(super) async fn ask(address: SocketAddr, question: &str) -> io::Result<String> {
     let mut text = Vec::new();
@@ -226,11 +171,13 @@ pub(super) async fn ask(address: SocketAddr, question: &str) -> io::Result<Strin
         let mut stream = TcpStream::connect(address).await?;
         stream.write_all(question.as_bytes()).await?;
         let mut piece = [0; 1024];
-        while let Ok(read) = timeout(Duration::from_millis(100), stream.read(&mut piece)).await {
+        let mut pause = Duration::from_secs(1);
+        while let Ok(read) = timeout(pause, stream.read(&mut piece)).await {
             match read? {
                 0 => break,
                 read => text.extend_from_slice(&piece[..read]),
             }
+            pause = Duration::from_millis(100);
         }
         Ok::<(), io::Error>(())
     };
@@ -285,18 +232,6 @@ mod tests {
         assert_eq!(numbers.len(), 50);
     }
 
-    #[test]
-    fn an_external_url_keeps_its_credentials_and_its_path() {
-        let server = from_url("redis://u:p@127.0.0.1:7/3").unwrap();
-        let proxy = ["127.0.0.1:9".parse().unwrap()];
-        assert_eq!(server.url_through(&proxy), "redis://u:p@127.0.0.1:9/3");
-        assert_eq!(from_url("127.0.0.1:7").unwrap().url(), "127.0.0.1:7");
-        let named = from_url("rediss://u:p@localhost:7?x=1").unwrap();
-        assert_eq!(named.url(), "rediss://u:p@localhost:7?x=1");
-        assert_eq!(named.url_through(&proxy), "rediss://u:p@127.0.0.1:9?x=1");
-        assert!(from_url("redis://").is_err());
-    }
-
     #[tokio::test]
     async fn a_missing_program_names_the_command_that_installs_it() {
         let launch = Launch::new("no-such-server", "NO_SUCH_SERVER", "apt-get install nothing");
@@ -310,21 +245,5 @@ mod tests {
             .arguments(|_, _| vec!["-c".into(), "echo out of luck; exit 1".into()]);
         let text = launch.start().await.unwrap_err().to_text();
         assert!(text.contains("out of luck"), "{text}");
-    }
-
-    #[tokio::test]
-    async fn a_redis_keeps_its_data_over_a_kill() {
-        let server = redis(&[]).start().await.unwrap();
-        let address = server.addresses()[0];
-        ask(address, "SET k kept\r\n").await.unwrap();
-        server.kill().unwrap();
-        assert!(ask(address, "PING\r\n").await.is_err());
-        server.restart().await.unwrap();
-        assert!(ask(address, "GET k\r\n").await.unwrap().contains("kept"));
-
-        server.stop().unwrap();
-        assert_eq!(ask(address, "PING\r\n").await.unwrap(), "");
-        server.resume().unwrap();
-        assert!(ask(address, "PING\r\n").await.unwrap().contains("PONG"));
     }
 }

@@ -1,0 +1,130 @@
+//! The servers that this workspace has a crate for.
+
+use super::{Launch, Place};
+
+/// One Redis or Valkey server (`REDIS_SERVER` names another program) that keeps its data over a
+/// kill. What `more` says comes last, and so counts.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), sync_conformance::Failed> {
+/// let server = sync_conformance::server::redis(&["--maxmemory", "100mb"]).start().await?;
+/// assert!(server.url().starts_with("redis://127.0.0.1:"));
+/// # Ok(()) }
+/// ```
+#[must_use]
+pub fn redis(more: &[&str]) -> Launch {
+    let more: Vec<String> = more.iter().map(ToString::to_string).collect();
+    Launch::new("redis-server", "REDIS_SERVER", "apt-get install redis-server")
+        .arguments(move |places, me| {
+            let mut arguments: Vec<String> =
+                ["--bind", "127.0.0.1", "--save", ""].map(Into::into).into();
+            arguments.extend(["--port".into(), places[me].port(0).to_string()]);
+            arguments.extend(["--dir".into(), places[me].dir().display().to_string()]);
+            // Written before the answer is sent, so it survives a kill of the server, though not
+            // one of the machine, without the cost of `fsync`.
+            arguments.extend(["--appendonly", "yes", "--appendfsync", "no"].map(Into::into));
+            arguments.extend(more.iter().cloned());
+            arguments
+        })
+        .probe("PING\r\n", "+PONG")
+        .url(|at| at.first().map(|at| format!("redis://{at}")).unwrap_or_default())
+}
+
+/// An etcd of one server, or a cluster of several (`ETCD` names another program), that keeps its
+/// data over a kill, though not over one of the machine: it does not wait for its disk. Passwords
+/// cost little. The URL is that of all members, joined by commas. What `more` says comes last, and
+/// so counts.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), sync_conformance::Failed> {
+/// let cluster = sync_conformance::server::etcd(3, &["--quota-backend-bytes", "100000000"]).start().await?;
+/// assert_eq!(cluster.url().matches("http://127.0.0.1:").count(), 3);
+/// # Ok(()) }
+/// ```
+#[must_use]
+pub fn etcd(members: usize, more: &[&str]) -> Launch {
+    let more: Vec<String> = more.iter().map(ToString::to_string).collect();
+    Launch::new("etcd", "ETCD", "apt-get install etcd-server")
+        .members(members)
+        .ports(2)
+        .arguments(move |places, me| {
+            let at = |member: &Place, port| format!("http://127.0.0.1:{}", member.port(port));
+            let (clients, peers) = (at(&places[me], 0), at(&places[me], 1));
+            let cluster: Vec<String> = places
+                .iter()
+                .enumerate()
+                .map(|(index, member)| format!("m{index}={}", at(member, 1)))
+                .collect();
+            let data = places[me].dir().join("data");
+            let mut arguments = vec![
+                format!("--name=m{me}"),
+                format!("--data-dir={}", data.display()),
+                format!("--listen-client-urls={clients}"),
+                format!("--advertise-client-urls={clients}"),
+                format!("--listen-peer-urls={peers}"),
+                format!("--initial-advertise-peer-urls={peers}"),
+                format!("--initial-cluster={}", cluster.join(",")),
+                "--unsafe-no-fsync".to_owned(),
+                "--bcrypt-cost=4".to_owned(),
+                "--log-level=warn".to_owned(),
+            ];
+            arguments.extend(more.iter().cloned());
+            arguments
+        })
+        // It is healthy as soon as the cluster has a leader.
+        .probe("GET /health HTTP/1.0\r\n\r\n", "\"health\":\"true\"")
+        .url(|at| {
+            let endpoints: Vec<String> = at.iter().map(|at| format!("http://{at}")).collect();
+            endpoints.join(",")
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Server, launch::ask};
+    use super::*;
+
+    #[tokio::test]
+    async fn a_redis_keeps_its_data_over_a_kill() {
+        let server = redis(&[]).start().await.unwrap();
+        let address = server.addresses()[0];
+        ask(address, "SET k kept\r\n").await.unwrap();
+        server.kill().unwrap();
+        assert!(ask(address, "PING\r\n").await.is_err());
+        server.restart().await.unwrap();
+        assert!(ask(address, "GET k\r\n").await.unwrap().contains("kept"));
+
+        server.stop().unwrap();
+        assert_eq!(ask(address, "PING\r\n").await.unwrap(), "");
+        server.resume().unwrap();
+        assert!(ask(address, "PING\r\n").await.unwrap().contains("PONG"));
+    }
+
+    /// The value of the key `k`, in base64, as the member with this index has it.
+    async fn value(cluster: &Server, member: usize) -> String {
+        post(cluster, member, "/v3/kv/range", r#"{"key":"aw=="}"#).await
+    }
+
+    async fn post(cluster: &Server, member: usize, path: &str, body: &str) -> String {
+        let question =
+            format!("POST {path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        ask(cluster.addresses()[member], &question).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_etcd_cluster_keeps_its_data_over_a_kill() {
+        let cluster = etcd(3, &[]).start().await.unwrap();
+        post(&cluster, 0, "/v3/kv/put", r#"{"key":"aw==","value":"a2VwdA=="}"#).await;
+        cluster.restart().await.unwrap();
+        for member in 0..3 {
+            assert!(value(&cluster, member).await.contains("a2VwdA=="));
+        }
+
+        // It goes on without one, and takes it back.
+        cluster.members()[0].kill().unwrap();
+        cluster.members()[1].restart().await.unwrap();
+        post(&cluster, 1, "/v3/kv/put", r#"{"key":"aw==","value":"YW5ldw=="}"#).await;
+        cluster.members()[0].restart().await.unwrap();
+        assert!(value(&cluster, 0).await.contains("YW5ldw=="));
+    }
+}
