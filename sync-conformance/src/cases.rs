@@ -3,6 +3,7 @@
 use crate::suite::Case;
 
 mod cancellation;
+mod cluster;
 mod common;
 mod exclusion;
 mod failover;
@@ -27,6 +28,7 @@ mod wants;
 pub(crate) fn all() -> Vec<Case> {
     let promises = [
         cancellation::cases(),
+        cluster::cases(),
         exclusion::cases(),
         failover::cases(),
         fencing::cases(),

@@ -75,6 +75,20 @@ pub trait Store: Send + Sync + 'static {
         Ok(format!("{} in a version that it does not tell", self.name()))
     }
 
+    /// Makes a server that has lost all its data what [`start`](Store::start) made of it, such as
+    /// the users that it knows. Nothing unless said otherwise.
+    async fn prepare(&self, url: &str) -> Result<(), Failed> {
+        let _ = url;
+        Ok(())
+    }
+
+    /// Which of the members leads the others, by its place in [`Server::members`]. An error while
+    /// none does; [`Failed::skipped`] where none ever does, or nobody can tell.
+    async fn leader(&self, url: &str) -> Result<usize, Failed> {
+        let _ = url;
+        Err(Failed::skipped("the store does not tell which of its members leads"))
+    }
+
     /// Which kinds of tampering [`tamper`](Store::tamper) knows. The cases of the others are
     /// listed as not applicable.
     fn tampers(&self) -> &[Tamper] {

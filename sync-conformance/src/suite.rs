@@ -45,6 +45,8 @@ pub enum Need {
     Proxy,
     /// A server of the case's own, to be killed, stopped and restarted.
     KillServer,
+    /// That the server has three members or more, and so goes on without one of them.
+    Cluster,
     /// That this tampering is known.
     Tamper(Tamper),
     /// That waiters are served in the order in which they came.
@@ -284,6 +286,9 @@ impl Suite {
                     "the store lives in this process"
                 }
                 Need::KillServer if !server.is_ours() => "the server is somebody else's to stop",
+                Need::Cluster if server.addresses().len() < 3 => {
+                    "the store has no members that could do without one of them"
+                }
                 Need::Tamper(how) if !self.store.tampers().contains(how) => {
                     "nobody can do this to the store from outside"
                 }

@@ -147,6 +147,7 @@ fn what_the_store_has_not_got_skips_a_case_with_the_reason() {
         (Need::SecondProcess, "the store lives in this process"),
         (Need::Proxy, "the store lives in this process"),
         (Need::KillServer, "the store lives in this process"),
+        (Need::Cluster, "the store has no members that could do without one of them"),
         (Need::Tamper(Tamper::Overwrite), "nobody can do this to the store from outside"),
     ] {
         let case = Case { needs: Vec::leak(vec![need]), ..Case::new(never) };

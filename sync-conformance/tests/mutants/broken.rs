@@ -123,6 +123,14 @@ impl Store for Broken {
         self.inner.version(url).await
     }
 
+    async fn prepare(&self, url: &str) -> Result<(), Failed> {
+        self.inner.prepare(url).await
+    }
+
+    async fn leader(&self, url: &str) -> Result<usize, Failed> {
+        self.inner.leader(url).await
+    }
+
     fn tampers(&self) -> &[Tamper] {
         self.inner.tampers()
     }

@@ -1,0 +1,295 @@
+//! What happens when one member of a store that has several dies, stops, or is cut off: nothing,
+//! to those who hold and those who wait, for the others live.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use sync_core::{Cause, Coordinator, Error, ErrorKind, Moment};
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+use super::common::{now, soon, told};
+use super::wants::{BOTH, Taken, Want};
+use crate::context::Context;
+use crate::failed::Failed;
+use crate::proxy::{Flow, Proxy, Toward};
+use crate::server::Member;
+use crate::suite::{Case, Need};
+
+pub(crate) fn cases() -> Vec<Case> {
+    let struck = |case: Case| case.needs(&[Need::Cluster, Need::KillServer]);
+    let wire = |case: Case| case.needs(&[Need::Cluster, Need::Proxy]);
+    vec![
+        struck(Case::new(a_leading_member_is_killed_while_a_lock_is_held)),
+        struck(Case::new(a_leading_member_is_killed_while_a_lock_is_handed_over)),
+        struck(Case::new(a_leading_member_stops_for_longer_than_a_ttl)),
+        struck(Case::new(a_following_member_stops_for_longer_than_a_ttl)),
+        struck(Case::new(every_member_is_restarted_in_turn)),
+        struck(Case::new(most_members_die_and_come_back)),
+        wire(Case::new(a_member_that_refuses_is_left_before_the_deadline)),
+        wire(Case::new(a_member_that_falls_silent_is_left_before_the_deadline)),
+        wire(Case::new(a_member_that_is_down_at_the_start_is_passed_over)),
+        wire(Case::new(a_member_that_is_silent_at_the_start_is_passed_over)),
+    ]
+}
+
+/// What is held and what waits for it: a lock and an election, each by clients of their own.
+struct Scene {
+    holder: Coordinator,
+    held: Vec<Taken>,
+    waiting: Vec<JoinHandle<Result<Taken, Error>>>,
+}
+
+impl Scene {
+    /// All clients reach the store at `url`.
+    async fn set(ctx: &Context, url: &str, ttl: Duration) -> Result<Self, Failed> {
+        let holder = ctx.coordinator_at(url, ctx.options()?.ttl(ttl)).await?;
+        let waiter = ctx.coordinator_at(url, ctx.options()?.ttl(ttl)).await?;
+        let (mut held, mut waiting) = (Vec::new(), Vec::new());
+        for kind in BOTH {
+            held.push(Want::new(&holder, kind, "x").take().await?);
+            waiting.push(Want::new(&waiter, kind, "x").taking());
+        }
+        // In line by now.
+        sleep(Duration::from_millis(300)).await;
+        Ok(Self { holder, held, waiting })
+    }
+
+    fn first_deadline(&self) -> Option<Moment> {
+        self.held.iter().map(|held| held.deadline()).min()
+    }
+
+    fn assert_held(&self) {
+        for held in &self.held {
+            assert_eq!(held.revocation(), None);
+            assert!(held.is_valid());
+        }
+        assert!(self.waiting.iter().all(|waiting| !waiting.is_finished()));
+    }
+
+    /// Waits until everything would be lost that was not renewed since it was taken, and longer
+    /// than any store keeps it. All of it is still held.
+    async fn outlives_its_ttl(&self, ctx: &Context) -> Result<(), Failed> {
+        let first = self.first_deadline().ok_or("nothing is held")?;
+        let over = || async { Ok(now() > first + ctx.ttl() / 4) };
+        ctx.eventually(ctx.long() * 2, over).await?;
+        self.assert_held();
+        Ok(())
+    }
+
+    /// All of it has been renewed once.
+    async fn is_renewed(&self, ctx: &Context) -> Result<(), Failed> {
+        let before: Vec<Moment> = self.held.iter().map(|held| held.deadline()).collect();
+        let renewed = || async {
+            let mut both = self.held.iter().zip(&before);
+            Ok(both.all(|(held, before)| held.deadline() > *before))
+        };
+        ctx.eventually(ctx.long(), renewed).await?;
+        self.assert_held();
+        Ok(())
+    }
+
+    /// Everything is given back, and everybody who waits is served.
+    async fn hand_over(self, ctx: &Context) -> Result<(), Failed> {
+        let Self { holder, held, waiting } = self;
+        for (held, waiting) in held.into_iter().zip(waiting) {
+            let before = held.token();
+            soon(ctx, "it is given back", held.give_back()).await??;
+            let next = soon(ctx, "who waits gets it", waiting).await???;
+            assert!(next.token() > before);
+            next.give_back().await?;
+        }
+        drop(holder);
+        ctx.assert_nothing_left().await
+    }
+}
+
+/// The URL of these members, which begins with that at `first`: where clients begin too.
+fn url_from(ctx: &Context, addresses: &[SocketAddr], first: usize) -> String {
+    let mut addresses = addresses.to_vec();
+    addresses.rotate_left(first);
+    ctx.server().url_through(&addresses)
+}
+
+/// The member that leads, and the URL that begins with it.
+async fn leading(ctx: &Context) -> Result<(&Member, String), Failed> {
+    let url = ctx.server().url();
+    let leader = async {
+        loop {
+            match ctx.store().leader(&url).await {
+                Err(failed) if !failed.is_skipped() => sleep(Duration::from_millis(50)).await,
+                found => return found,
+            }
+        }
+    };
+    let leader = soon(ctx, "a member leads", leader).await??;
+    let member = ctx.server().members().get(leader).ok_or("who leads is no member")?;
+    Ok((member, url_from(ctx, ctx.server().addresses(), leader)))
+}
+
+async fn a_leading_member_is_killed_while_a_lock_is_held(ctx: Context) -> Result<(), Failed> {
+    let (leader, url) = leading(&ctx).await?;
+    let scene = Scene::set(&ctx, &url, ctx.ttl() * 5).await?;
+    leader.kill()?;
+    scene.is_renewed(&ctx).await?;
+    // The death of one is no reason for anybody to be kept out, or let in.
+    let other = ctx.coordinator_at(&url, ctx.options()?).await?;
+    assert!(other.lock("x").try_acquire().await?.is_none());
+    let free = soon(&ctx, "a free name is taken", other.lock("free").acquire()).await??;
+    free.release().await?;
+    scene.outlives_its_ttl(&ctx).await?;
+    leader.restart().await?;
+    scene.hand_over(&ctx).await
+}
+
+async fn a_leading_member_is_killed_while_a_lock_is_handed_over(
+    ctx: Context,
+) -> Result<(), Failed> {
+    let (leader, url) = leading(&ctx).await?;
+    let scene = Scene::set(&ctx, &url, ctx.ttl() * 5).await?;
+    leader.kill()?;
+    scene.hand_over(&ctx).await
+}
+
+/// Once it goes on it must take back nothing that the others have granted or renewed meanwhile.
+async fn a_leading_member_stops_for_longer_than_a_ttl(ctx: Context) -> Result<(), Failed> {
+    let (leader, url) = leading(&ctx).await?;
+    let scene = Scene::set(&ctx, &url, ctx.ttl() * 4).await?;
+    leader.stop()?;
+    let outlived = scene.outlives_its_ttl(&ctx).await;
+    leader.resume()?;
+    outlived?;
+    sleep(ctx.ttl()).await;
+    scene.assert_held();
+    scene.hand_over(&ctx).await
+}
+
+async fn a_following_member_stops_for_longer_than_a_ttl(ctx: Context) -> Result<(), Failed> {
+    let (leader, _) = leading(&ctx).await?;
+    let members = ctx.server().members();
+    let stopped = members.iter().position(|member| member.address() != leader.address());
+    let stopped = stopped.ok_or("nobody follows")?;
+    let url = url_from(&ctx, ctx.server().addresses(), stopped);
+    let (one, two) = (
+        Scene::set(&ctx, &url, ctx.ttl() * 2).await?,
+        ctx.coordinator_at(&url, ctx.options()?).await?,
+    );
+    members[stopped].stop()?;
+    let outlived = one.outlives_its_ttl(&ctx).await;
+    let handed_over = match outlived {
+        Ok(()) => one.hand_over(&ctx).await,
+        failed => failed,
+    };
+    members[stopped].resume()?;
+    handed_over?;
+    for _ in 0..3 {
+        let again = soon(&ctx, "it is taken again", two.lock("x").acquire()).await??;
+        again.release().await?;
+    }
+    ctx.assert_nothing_left().await
+}
+
+/// As for an upgrade.
+async fn every_member_is_restarted_in_turn(ctx: Context) -> Result<(), Failed> {
+    let scene = Scene::set(&ctx, &ctx.server().url(), ctx.ttl() * 5).await?;
+    for member in ctx.server().members() {
+        member.restart().await?;
+        scene.is_renewed(&ctx).await?;
+    }
+    scene.hand_over(&ctx).await
+}
+
+/// One member alone may answer, but may decide nothing.
+async fn most_members_die_and_come_back(ctx: Context) -> Result<(), Failed> {
+    let members = ctx.server().members();
+    let (dying, _) = members.split_at(members.len().div_ceil(2));
+    let url = url_from(&ctx, ctx.server().addresses(), dying.len());
+    let Scene { holder, held, waiting } = Scene::set(&ctx, &url, ctx.ttl()).await?;
+    for member in dying {
+        member.kill()?;
+    }
+    for held in &held {
+        assert_eq!(told(&ctx, held).await?, Cause::Deadline);
+    }
+    let asked = Want::new(&holder, BOTH[0], "y").wait(ctx.ttl()).take().await;
+    let unanswered = asked.err().ok_or("a minority grants")?;
+    let kind = unanswered.kind();
+    assert!(matches!(kind, ErrorKind::Unknown | ErrorKind::Unreachable), "{unanswered}");
+    assert!(waiting.iter().all(|waiting| !waiting.is_finished()));
+    // The first of them is the one that was missing.
+    for member in dying {
+        member.restart().await?;
+    }
+    for (held, waiting) in held.into_iter().zip(waiting) {
+        let before = held.token();
+        let lost = held.give_back().await.err().ok_or("it gave back what it had lost")?;
+        assert_eq!(lost.kind(), ErrorKind::Lost, "{lost}");
+        let next = soon(&ctx, "who waits gets it", waiting).await???;
+        assert!(next.token() > before);
+        next.give_back().await?;
+    }
+    ctx.assert_nothing_left_within(ctx.long()).await
+}
+
+/// How a member goes out of a client's reach.
+type BreakOff = fn(&Proxy);
+
+fn refuses(proxy: &Proxy) {
+    proxy.cut();
+}
+
+fn falls_silent(proxy: &Proxy) {
+    proxy.set(Toward::Server, Flow::Swallow);
+    proxy.set(Toward::Client, Flow::Swallow);
+}
+
+async fn a_member_that_refuses_is_left_before_the_deadline(ctx: Context) -> Result<(), Failed> {
+    is_left_before_the_deadline(ctx, refuses).await
+}
+
+async fn a_member_that_falls_silent_is_left_before_the_deadline(
+    ctx: Context,
+) -> Result<(), Failed> {
+    is_left_before_the_deadline(ctx, falls_silent).await
+}
+
+/// Whichever member is in use.
+async fn is_left_before_the_deadline(ctx: Context, break_off: BreakOff) -> Result<(), Failed> {
+    let route = ctx.route().await?;
+    let mut left = 0;
+    for proxy in route.proxies() {
+        let before = proxy.accepted();
+        let scene = Scene::set(&ctx, route.url(), ctx.ttl() * 2).await?;
+        if proxy.accepted() > before {
+            break_off(proxy);
+            scene.outlives_its_ttl(&ctx).await?;
+            left += 1;
+        }
+        // It would have told those who wait.
+        scene.hand_over(&ctx).await?;
+        route.heal();
+    }
+    assert!(left > 0);
+    Ok(())
+}
+
+async fn a_member_that_is_down_at_the_start_is_passed_over(ctx: Context) -> Result<(), Failed> {
+    is_passed_over_at_the_start(ctx, refuses).await
+}
+
+async fn a_member_that_is_silent_at_the_start_is_passed_over(ctx: Context) -> Result<(), Failed> {
+    is_passed_over_at_the_start(ctx, falls_silent).await
+}
+
+async fn is_passed_over_at_the_start(ctx: Context, break_off: BreakOff) -> Result<(), Failed> {
+    let route = ctx.route().await?;
+    for proxy in route.proxies() {
+        break_off(proxy);
+        let connecting = ctx.coordinator_at(route.url(), ctx.options()?);
+        let sync = soon(&ctx, "it is connected", connecting).await??;
+        let guard = soon(&ctx, "a lock is taken", sync.lock("x").acquire()).await??;
+        guard.release().await?;
+        route.heal();
+    }
+    ctx.assert_nothing_left().await
+}

@@ -1,0 +1,11 @@
+//! The shared suite against a real cluster of three.
+
+use std::process::ExitCode;
+
+#[path = "conformance.rs"]
+#[allow(dead_code, reason = "its main is not used here")]
+mod conformance;
+
+fn main() -> ExitCode {
+    sync_conformance::main(conformance::Etcd { name: "etcd-cluster", members: 3 })
+}
