@@ -155,7 +155,9 @@ async fn run(store: &Arc<dyn Store>, settings: &Settings) -> Result<Outcome, Fai
         .with("register", at("register").display())
         .with("notes", at("notes").display());
 
-    let arena = Arena::start(settings, Arc::clone(&server), &orders, at("history")).await?;
+    let arena =
+        Arena::start(settings, Arc::clone(store), Arc::clone(&server), &orders, at("history"));
+    let arena = arena.await?;
     let arena = Arc::new(arena);
     let failed = contend(&arena, settings).await.err().map(|failed| failed.to_text());
     let done = arena.done();
@@ -177,6 +179,7 @@ async fn run(store: &Arc<dyn Store>, settings: &Settings) -> Result<Outcome, Fai
             *counts.entry(done.mishap).or_default() += 1;
             counts
         }),
+        to_leaders: done.iter().filter(|done| done.to_leader).count(),
         report: check(&history, outside),
         failovers: outcome::failovers(&done, &acquisitions),
         register: Register::open(&at("register"))?.contents()?,
@@ -193,7 +196,8 @@ async fn run(store: &Arc<dyn Store>, settings: &Settings) -> Result<Outcome, Fai
 
 /// The run itself: all faults, the recovery from them, and an orderly end.
 async fn contend(arena: &Arc<Arena>, settings: &Settings) -> Result<(), Failed> {
-    let plan = plan::plan(settings.seed, settings.length, settings.ttl, settings.targets);
+    let Settings { seed, length, ttl, targets, .. } = *settings;
+    let plan = plan::plan(seed, length, ttl, targets, arena.is_a_cluster());
     let (play, rest) = (Arc::clone(arena).play(plan), sleep(settings.length));
     let (played, ()) = tokio::join!(play, rest);
     played?;

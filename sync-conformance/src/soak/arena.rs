@@ -1,5 +1,6 @@
 //! Where the processes contend, and how each fault is done to them.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,6 +21,7 @@ use crate::failed::Failed;
 use crate::history::Seconds;
 use crate::proxy::{Flow, Toward};
 use crate::server::Server;
+use crate::store::Store;
 
 /// How long whoever holds is looked for: a lock may be idle for a while.
 const CATCH_WITHIN: Duration = Duration::from_secs(5);
@@ -31,14 +33,17 @@ pub(super) struct Done {
     pub(super) mishap: Mishap,
     /// The process that held the lock and was struck.
     pub(super) holder: Option<u32>,
+    /// Whether it was done to the member that leads a cluster.
+    pub(super) to_leader: bool,
 }
 
 /// The processes, each behind a proxy of its own, and the server.
 pub(super) struct Arena {
+    store: Arc<dyn Store>,
     server: Arc<Server>,
     seats: Vec<Seat>,
-    /// Held while a fault is done to this member.
-    members: Vec<Arc<tokio::sync::Mutex<()>>>,
+    /// Held while a fault is done to a member: a cluster can do without one at a time.
+    struck: Arc<tokio::sync::Mutex<()>>,
     tail: Mutex<Tail>,
     done: Mutex<Vec<Done>>,
     /// The same in a file beside the history, for whoever reads that.
@@ -66,6 +71,7 @@ type Caught<'a> = (&'a Seat, OwnedMutexGuard<Child>, Option<Moment>);
 impl Arena {
     pub(super) async fn start(
         settings: &Settings,
+        store: Arc<dyn Store>,
         server: Arc<Server>,
         orders: &Orders,
         history: PathBuf,
@@ -83,17 +89,22 @@ impl Arena {
             let child = Arc::new(tokio::sync::Mutex::new(child));
             seats.push(Seat { route, orders, careless, process, child, link: Arc::default() });
         }
-        let members = server.members().iter().map(|_| Arc::default()).collect();
         Ok(Self {
+            store,
             server,
             seats,
-            members,
+            struck: Arc::default(),
             done: Mutex::default(),
             log: Notes::open(&history.with_file_name("faults"))?,
             tail: Mutex::new(Tail::new(history)),
             ttl: settings.ttl,
             clock: BootClock::new(),
         })
+    }
+
+    /// Whether the store has several members.
+    pub(super) fn is_a_cluster(&self) -> bool {
+        self.server.members().len() > 1
     }
 
     /// Does what the plan says. Ends when all of it is over, at the first failure.
@@ -226,15 +237,16 @@ impl Arena {
     }
 
     async fn strike_server(&self, step: &Step) -> Result<(), Failed> {
-        let index = step.pick % self.members.len().max(1) as u64;
-        let Ok(index) = usize::try_from(index) else { return Ok(()) };
+        let Ok(_busy) = Arc::clone(&self.struck).try_lock_owned() else { return Ok(()) };
+        let (index, leads) = self.pick_member(step.pick).await;
         let Some(member) = self.server.members().get(index) else { return Ok(()) };
-        let Ok(_busy) = Arc::clone(&self.members[index]).try_lock_owned() else { return Ok(()) };
         let holder = match step.aim {
             Aim::Anybody => None,
             _ => self.catch(|_| true).await?,
         };
-        self.note(step, 0, None);
+        let done =
+            Done { at: self.clock.now(), mishap: step.mishap, holder: None, to_leader: leads };
+        self.put_down(step, &format_args!("member {index}"), done);
         if step.mishap == Mishap::ServerKill {
             member.kill()?;
             sleep(step.lasts).await;
@@ -249,6 +261,16 @@ impl Arena {
             child.process().resume()?;
         }
         Ok(())
+    }
+
+    /// A member, and whether it leads the others: every other time one that does, if there is.
+    async fn pick_member(&self, pick: u64) -> (usize, bool) {
+        let members = self.server.members().len().max(1) as u64;
+        let picked = usize::try_from(pick % members).unwrap_or(0);
+        match self.store.leader(&self.server.url()).await {
+            Ok(leader) if (pick / members).is_multiple_of(2) => (leader, true),
+            found => (picked, found.is_ok_and(|leader| leader == picked)),
+        }
     }
 
     /// A process that nothing is being done to, from number `pick` on.
@@ -310,12 +332,16 @@ impl Arena {
 
     /// Writes down that a fault begins; `since` when the process holds the lock and is stopped.
     fn note(&self, step: &Step, process: u32, since: Option<Moment>) {
-        let Step { mishap, lasts, aim, .. } = step;
         let at = since.unwrap_or_else(|| self.clock.now());
         let holder = since.map(|_| process);
-        self.log.count(&format!("{} {process} {aim:?}: {mishap} for {lasts:?}", Seconds(at)));
-        let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
-        done.push(Done { at, mishap: *mishap, holder });
+        let done = Done { at, mishap: step.mishap, holder, to_leader: false };
+        self.put_down(step, &process, done);
+    }
+
+    fn put_down(&self, step: &Step, whom: &dyn fmt::Display, done: Done) {
+        let Step { mishap, lasts, aim, .. } = step;
+        self.log.count(&format!("{} {whom} {aim:?}: {mishap} for {lasts:?}", Seconds(done.at)));
+        self.done.lock().unwrap_or_else(PoisonError::into_inner).push(done);
     }
 
     fn tail(&self) -> MutexGuard<'_, Tail> {

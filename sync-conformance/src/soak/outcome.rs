@@ -18,6 +18,8 @@ pub(super) struct Outcome {
     pub(super) version: String,
     pub(super) settings: Settings,
     pub(super) done: BTreeMap<Mishap, usize>,
+    /// How many of them were done to the member that led a cluster.
+    pub(super) to_leaders: usize,
     pub(super) report: Report,
     pub(super) failovers: Leads,
     pub(super) register: Contents,
@@ -81,6 +83,9 @@ impl fmt::Display for Outcome {
         for (mishap, count) in &self.done {
             writeln!(f, "  {mishap}: {count}")?;
         }
+        if self.to_leaders > 0 {
+            writeln!(f, "  of these, to the member that led the cluster: {}", self.to_leaders)?;
+        }
         writeln!(f, "{report}")?;
         writeln!(f, "failover, from the fault to the next grant: {}", self.failovers)?;
         let unanswered = self.notes.get("unanswered try_claim").copied().unwrap_or(0);
@@ -136,7 +141,8 @@ mod tests {
 ";
 
     fn done(at: u64, mishap: Mishap, holder: u32) -> Done {
-        Done { at: Moment::from_nanos(at * 100_000_000), mishap, holder: Some(holder) }
+        let at = Moment::from_nanos(at * 100_000_000);
+        Done { at, mishap, holder: Some(holder), to_leader: false }
     }
 
     #[test]
@@ -172,6 +178,7 @@ mod tests {
             version: "toy 1".into(),
             settings,
             done: BTreeMap::from([(Mishap::Kill, 1)]),
+            to_leaders: 0,
             report: check(&history, Outside::Forbidden),
             failovers: failovers(&strikes, &acquisitions(&history)[0]),
             register: Contents { value: 3, accepted: 3, refused: 1, ..Contents::default() },

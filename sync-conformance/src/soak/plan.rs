@@ -175,14 +175,23 @@ const SERVERS: Deck = Deck {
     pause: (5.0, 9.0),
 };
 
-/// The plan of a run: the same for the same arguments.
-pub(super) fn plan(seed: u64, length: Duration, ttl: Duration, targets: Targets) -> Vec<Step> {
+/// One member of a cluster at a time, which costs the others less.
+const MEMBERS: Deck = Deck { pause: (2.5, 4.5), ..SERVERS };
+
+/// The plan of a run: the same for the same arguments. The store is one server, or a cluster.
+pub(super) fn plan(
+    seed: u64,
+    length: Duration,
+    ttl: Duration,
+    targets: Targets,
+    cluster: bool,
+) -> Vec<Step> {
     let decks = [
         (targets.clients, HOLDERS),
         (targets.network, HOLDERS_LINKS),
         (targets.clients, CLIENTS),
         (targets.network, LINKS),
-        (targets.servers, SERVERS),
+        (targets.servers, if cluster { MEMBERS } else { SERVERS }),
     ];
     let mut steps = Vec::new();
     let seeds = Dice::new(seed);
@@ -231,14 +240,14 @@ mod tests {
 
     #[test]
     fn a_seed_decides_everything() {
-        assert_eq!(plan(7, LENGTH, TTL, ALL), plan(7, LENGTH, TTL, ALL));
-        assert_ne!(plan(7, LENGTH, TTL, ALL), plan(8, LENGTH, TTL, ALL));
+        assert_eq!(plan(7, LENGTH, TTL, ALL, false), plan(7, LENGTH, TTL, ALL, false));
+        assert_ne!(plan(7, LENGTH, TTL, ALL, false), plan(8, LENGTH, TTL, ALL, false));
     }
 
     #[test]
     fn every_fault_happens_and_ends_in_time() {
         for seed in 0..50 {
-            let steps = plan(seed, LENGTH, TTL, ALL);
+            let steps = plan(seed, LENGTH, TTL, ALL, false);
             let count = count(&steps);
             assert_eq!(count.len(), 12, "seed {seed}: {count:?}");
             assert!(count.values().all(|count| *count >= 2), "seed {seed}: {count:?}");
@@ -250,7 +259,7 @@ mod tests {
     #[test]
     fn a_short_run_strikes_holders_too() {
         for seed in 0..50 {
-            let steps = plan(seed, LENGTH / 4, TTL, Targets { servers: false, ..ALL });
+            let steps = plan(seed, LENGTH / 4, TTL, Targets { servers: false, ..ALL }, false);
             let freezes = |step: &&Step| step.aim != Aim::Anybody && step.mishap == Mishap::Freeze;
             assert!(steps.iter().filter(freezes).count() >= 2, "seed {seed}: {steps:?}");
             assert!(steps.len() >= 16, "seed {seed}: {}", steps.len());
@@ -258,16 +267,25 @@ mod tests {
     }
 
     #[test]
+    fn a_cluster_is_struck_more_often_than_one_server() {
+        let servers = Targets { servers: true, ..Targets::default() };
+        for seed in 0..50 {
+            let [one, three] = [false, true].map(|c| plan(seed, LENGTH, TTL, servers, c).len());
+            assert!(three > one && one >= 6, "seed {seed}: {one}, {three}");
+        }
+    }
+
+    #[test]
     fn only_who_is_a_target_is_struck() {
         let nobody = Targets::default();
-        assert!(plan(1, LENGTH, TTL, nobody).is_empty());
-        let servers = plan(1, LENGTH, TTL, Targets { servers: true, ..nobody });
+        assert!(plan(1, LENGTH, TTL, nobody, false).is_empty());
+        let servers = plan(1, LENGTH, TTL, Targets { servers: true, ..nobody }, false);
         assert!(!servers.is_empty());
         assert!(servers.iter().all(|step| step.mishap.is_of_a_server()));
         // What else is struck does not change the rest of the plan.
-        let with: Vec<_> = plan(1, LENGTH, TTL, ALL);
+        let with: Vec<_> = plan(1, LENGTH, TTL, ALL, false);
         let others = |step: &&Step| !step.mishap.is_of_a_server();
         let with: Vec<_> = with.iter().filter(others).cloned().collect();
-        assert_eq!(plan(1, LENGTH, TTL, Targets { servers: false, ..ALL }), with);
+        assert_eq!(plan(1, LENGTH, TTL, Targets { servers: false, ..ALL }, false), with);
     }
 }
