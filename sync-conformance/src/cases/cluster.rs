@@ -1,7 +1,6 @@
 //! What happens when one member of a store that has several dies, stops, or is cut off: nothing,
 //! to those who hold and those who wait, for the others live.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use sync_core::{Cause, Coordinator, Error, ErrorKind, Moment};
@@ -10,10 +9,9 @@ use tokio::time::sleep;
 
 use super::common::{now, soon, told};
 use super::wants::{BOTH, Taken, Want};
-use crate::context::Context;
+use crate::context::{Context, Route};
 use crate::failed::Failed;
 use crate::proxy::{Flow, Proxy, Toward};
-use crate::server::Member;
 use crate::suite::{Case, Need};
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -28,23 +26,27 @@ pub(crate) fn cases() -> Vec<Case> {
         struck(Case::new(most_members_die_and_come_back)),
         wire(Case::new(a_member_that_refuses_is_left_before_the_deadline)),
         wire(Case::new(a_member_that_falls_silent_is_left_before_the_deadline)),
-        wire(Case::new(a_member_that_is_down_at_the_start_is_passed_over)),
-        wire(Case::new(a_member_that_is_silent_at_the_start_is_passed_over)),
+        wire(Case::new(members_that_are_down_at_the_start_are_passed_over)),
+        wire(Case::new(members_that_are_silent_at_the_start_are_passed_over)),
     ]
 }
 
 /// What is held and what waits for it: a lock and an election, each by clients of their own.
 struct Scene {
+    route: Route,
     holder: Coordinator,
     held: Vec<Taken>,
     waiting: Vec<JoinHandle<Result<Taken, Error>>>,
 }
 
 impl Scene {
-    /// All clients reach the store at `url`.
-    async fn set(ctx: &Context, url: &str, ttl: Duration) -> Result<Self, Failed> {
-        let holder = ctx.coordinator_at(url, ctx.options()?.ttl(ttl)).await?;
-        let waiter = ctx.coordinator_at(url, ctx.options()?.ttl(ttl)).await?;
+    /// Whatever a client thinks of where to begin: the member at this place is the only one that
+    /// it finds at first. The others are there from then on.
+    async fn set(ctx: &Context, member: usize, ttl: Duration) -> Result<Self, Failed> {
+        let route = ctx.route().await?;
+        all_but(member, &route).for_each(Proxy::cut);
+        let holder = ctx.coordinator_at(route.url(), ctx.options()?.ttl(ttl)).await?;
+        let waiter = ctx.coordinator_at(route.url(), ctx.options()?.ttl(ttl)).await?;
         let (mut held, mut waiting) = (Vec::new(), Vec::new());
         for kind in BOTH {
             held.push(Want::new(&holder, kind, "x").take().await?);
@@ -52,7 +54,8 @@ impl Scene {
         }
         // In line by now.
         sleep(Duration::from_millis(300)).await;
-        Ok(Self { holder, held, waiting })
+        route.heal();
+        Ok(Self { route, holder, held, waiting })
     }
 
     fn first_deadline(&self) -> Option<Moment> {
@@ -91,7 +94,7 @@ impl Scene {
 
     /// Everything is given back, and everybody who waits is served.
     async fn hand_over(self, ctx: &Context) -> Result<(), Failed> {
-        let Self { holder, held, waiting } = self;
+        let Self { route, holder, held, waiting } = self;
         for (held, waiting) in held.into_iter().zip(waiting) {
             let before = held.token();
             soon(ctx, "it is given back", held.give_back()).await??;
@@ -99,20 +102,20 @@ impl Scene {
             assert!(next.token() > before);
             next.give_back().await?;
         }
-        drop(holder);
-        ctx.assert_nothing_left().await
+        ctx.assert_nothing_left().await?;
+        drop((route, holder));
+        Ok(())
     }
 }
 
-/// The URL of these members, which begins with that at `first`: where clients begin too.
-fn url_from(ctx: &Context, addresses: &[SocketAddr], first: usize) -> String {
-    let mut addresses = addresses.to_vec();
-    addresses.rotate_left(first);
-    ctx.server().url_through(&addresses)
+/// The ways to all other members.
+fn all_but(member: usize, route: &Route) -> impl Iterator<Item = &Proxy> {
+    let all = route.proxies().iter().enumerate();
+    all.filter(move |(index, _)| *index != member).map(|(_, proxy)| proxy)
 }
 
-/// The member that leads, and the URL that begins with it.
-async fn leading(ctx: &Context) -> Result<(&Member, String), Failed> {
+/// Which member leads.
+async fn leading(ctx: &Context) -> Result<usize, Failed> {
     let url = ctx.server().url();
     let leader = async {
         loop {
@@ -122,18 +125,17 @@ async fn leading(ctx: &Context) -> Result<(&Member, String), Failed> {
             }
         }
     };
-    let leader = soon(ctx, "a member leads", leader).await??;
-    let member = ctx.server().members().get(leader).ok_or("who leads is no member")?;
-    Ok((member, url_from(ctx, ctx.server().addresses(), leader)))
+    soon(ctx, "a member leads", leader).await?
 }
 
 async fn a_leading_member_is_killed_while_a_lock_is_held(ctx: Context) -> Result<(), Failed> {
-    let (leader, url) = leading(&ctx).await?;
-    let scene = Scene::set(&ctx, &url, ctx.ttl() * 5).await?;
+    let leader = leading(&ctx).await?;
+    let scene = Scene::set(&ctx, leader, ctx.ttl() * 5).await?;
+    let leader = &ctx.server().members()[leader];
     leader.kill()?;
     scene.is_renewed(&ctx).await?;
     // The death of one is no reason for anybody to be kept out, or let in.
-    let other = ctx.coordinator_at(&url, ctx.options()?).await?;
+    let other = ctx.coordinator().await?;
     assert!(other.lock("x").try_acquire().await?.is_none());
     let free = soon(&ctx, "a free name is taken", other.lock("free").acquire()).await??;
     free.release().await?;
@@ -145,45 +147,35 @@ async fn a_leading_member_is_killed_while_a_lock_is_held(ctx: Context) -> Result
 async fn a_leading_member_is_killed_while_a_lock_is_handed_over(
     ctx: Context,
 ) -> Result<(), Failed> {
-    let (leader, url) = leading(&ctx).await?;
-    let scene = Scene::set(&ctx, &url, ctx.ttl() * 5).await?;
-    leader.kill()?;
+    let leader = leading(&ctx).await?;
+    let scene = Scene::set(&ctx, leader, ctx.ttl() * 5).await?;
+    ctx.server().members()[leader].kill()?;
     scene.hand_over(&ctx).await
 }
 
 /// Once it goes on it must take back nothing that the others have granted or renewed meanwhile.
 async fn a_leading_member_stops_for_longer_than_a_ttl(ctx: Context) -> Result<(), Failed> {
-    let (leader, url) = leading(&ctx).await?;
-    let scene = Scene::set(&ctx, &url, ctx.ttl() * 4).await?;
+    let leader = leading(&ctx).await?;
+    let scene = Scene::set(&ctx, leader, ctx.ttl() * 4).await?;
+    let leader = &ctx.server().members()[leader];
     leader.stop()?;
-    let outlived = scene.outlives_its_ttl(&ctx).await;
+    scene.outlives_its_ttl(&ctx).await?;
     leader.resume()?;
-    outlived?;
     sleep(ctx.ttl()).await;
     scene.assert_held();
     scene.hand_over(&ctx).await
 }
 
 async fn a_following_member_stops_for_longer_than_a_ttl(ctx: Context) -> Result<(), Failed> {
-    let (leader, _) = leading(&ctx).await?;
-    let members = ctx.server().members();
-    let stopped = members.iter().position(|member| member.address() != leader.address());
-    let stopped = stopped.ok_or("nobody follows")?;
-    let url = url_from(&ctx, ctx.server().addresses(), stopped);
-    let (one, two) = (
-        Scene::set(&ctx, &url, ctx.ttl() * 2).await?,
-        ctx.coordinator_at(&url, ctx.options()?).await?,
-    );
-    members[stopped].stop()?;
-    let outlived = one.outlives_its_ttl(&ctx).await;
-    let handed_over = match outlived {
-        Ok(()) => one.hand_over(&ctx).await,
-        failed => failed,
-    };
-    members[stopped].resume()?;
-    handed_over?;
-    for _ in 0..3 {
-        let again = soon(&ctx, "it is taken again", two.lock("x").acquire()).await??;
+    let member = (leading(&ctx).await? + 1) % ctx.server().members().len();
+    let scene = Scene::set(&ctx, member, ctx.ttl() * 2).await?;
+    let member = &ctx.server().members()[member];
+    member.stop()?;
+    scene.outlives_its_ttl(&ctx).await?;
+    scene.hand_over(&ctx).await?;
+    member.resume()?;
+    for sync in [ctx.coordinator().await?, ctx.coordinator().await?] {
+        let again = soon(&ctx, "it is taken again", sync.lock("x").acquire()).await??;
         again.release().await?;
     }
     ctx.assert_nothing_left().await
@@ -191,7 +183,7 @@ async fn a_following_member_stops_for_longer_than_a_ttl(ctx: Context) -> Result<
 
 /// As for an upgrade.
 async fn every_member_is_restarted_in_turn(ctx: Context) -> Result<(), Failed> {
-    let scene = Scene::set(&ctx, &ctx.server().url(), ctx.ttl() * 5).await?;
+    let scene = Scene::set(&ctx, 0, ctx.ttl() * 5).await?;
     for member in ctx.server().members() {
         member.restart().await?;
         scene.is_renewed(&ctx).await?;
@@ -202,9 +194,9 @@ async fn every_member_is_restarted_in_turn(ctx: Context) -> Result<(), Failed> {
 /// One member alone may answer, but may decide nothing.
 async fn most_members_die_and_come_back(ctx: Context) -> Result<(), Failed> {
     let members = ctx.server().members();
-    let (dying, _) = members.split_at(members.len().div_ceil(2));
-    let url = url_from(&ctx, ctx.server().addresses(), dying.len());
-    let Scene { holder, held, waiting } = Scene::set(&ctx, &url, ctx.ttl()).await?;
+    let dying = &members[..members.len().div_ceil(2)];
+    let scene = Scene::set(&ctx, dying.len(), ctx.ttl()).await?;
+    let Scene { route: _route, holder, held, waiting } = scene;
     for member in dying {
         member.kill()?;
     }
@@ -234,17 +226,13 @@ async fn most_members_die_and_come_back(ctx: Context) -> Result<(), Failed> {
 /// How a member goes out of a client's reach.
 type BreakOff = fn(&Proxy);
 
-fn refuses(proxy: &Proxy) {
-    proxy.cut();
-}
-
 fn falls_silent(proxy: &Proxy) {
     proxy.set(Toward::Server, Flow::Swallow);
     proxy.set(Toward::Client, Flow::Swallow);
 }
 
 async fn a_member_that_refuses_is_left_before_the_deadline(ctx: Context) -> Result<(), Failed> {
-    is_left_before_the_deadline(ctx, refuses).await
+    is_left_before_the_deadline(ctx, Proxy::cut).await
 }
 
 async fn a_member_that_falls_silent_is_left_before_the_deadline(
@@ -253,43 +241,30 @@ async fn a_member_that_falls_silent_is_left_before_the_deadline(
     is_left_before_the_deadline(ctx, falls_silent).await
 }
 
-/// Whichever member is in use.
 async fn is_left_before_the_deadline(ctx: Context, break_off: BreakOff) -> Result<(), Failed> {
-    let route = ctx.route().await?;
-    let mut left = 0;
-    for proxy in route.proxies() {
-        let before = proxy.accepted();
-        let scene = Scene::set(&ctx, route.url(), ctx.ttl() * 2).await?;
-        if proxy.accepted() > before {
-            break_off(proxy);
-            scene.outlives_its_ttl(&ctx).await?;
-            left += 1;
-        }
-        // It would have told those who wait.
-        scene.hand_over(&ctx).await?;
-        route.heal();
-    }
-    assert!(left > 0);
-    Ok(())
+    let scene = Scene::set(&ctx, 0, ctx.ttl() * 2).await?;
+    break_off(&scene.route.proxies()[0]);
+    scene.outlives_its_ttl(&ctx).await?;
+    // It would have told those who wait.
+    scene.hand_over(&ctx).await
 }
 
-async fn a_member_that_is_down_at_the_start_is_passed_over(ctx: Context) -> Result<(), Failed> {
-    is_passed_over_at_the_start(ctx, refuses).await
+async fn members_that_are_down_at_the_start_are_passed_over(ctx: Context) -> Result<(), Failed> {
+    are_passed_over_at_the_start(ctx, Proxy::cut).await
 }
 
-async fn a_member_that_is_silent_at_the_start_is_passed_over(ctx: Context) -> Result<(), Failed> {
-    is_passed_over_at_the_start(ctx, falls_silent).await
+async fn members_that_are_silent_at_the_start_are_passed_over(ctx: Context) -> Result<(), Failed> {
+    are_passed_over_at_the_start(ctx, falls_silent).await
 }
 
-async fn is_passed_over_at_the_start(ctx: Context, break_off: BreakOff) -> Result<(), Failed> {
-    let route = ctx.route().await?;
-    for proxy in route.proxies() {
-        break_off(proxy);
-        let connecting = ctx.coordinator_at(route.url(), ctx.options()?);
-        let sync = soon(&ctx, "it is connected", connecting).await??;
+/// Whichever member is the only one that can be reached.
+async fn are_passed_over_at_the_start(ctx: Context, break_off: BreakOff) -> Result<(), Failed> {
+    for member in 0..ctx.server().addresses().len() {
+        let route = ctx.route().await?;
+        all_but(member, &route).for_each(break_off);
+        let sync = ctx.coordinator_at(route.url(), ctx.options()?).await?;
         let guard = soon(&ctx, "a lock is taken", sync.lock("x").acquire()).await??;
         guard.release().await?;
-        route.heal();
     }
     ctx.assert_nothing_left().await
 }
