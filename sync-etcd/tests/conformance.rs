@@ -140,10 +140,9 @@ fn goes_with_its_session(key: &KeyValue) -> bool {
 
 /// A client that may do everything, of a member that can serve.
 async fn admin(url: &str) -> Result<Client, Failed> {
-    let user = std::env::var_os("SYNC_TEST_ETCD").is_none().then_some(ROOT);
     let mut last = Failed::from("the URL names no member");
     for endpoint in url.split(',') {
-        match connected(endpoint, user).await {
+        match connected(endpoint, root()).await {
             Ok(client) => return Ok(client),
             Err(failed) => last = failed,
         }
@@ -153,12 +152,8 @@ async fn admin(url: &str) -> Result<Client, Failed> {
 
 /// A client of this member. With a user it is known to serve: it has asked the others.
 async fn connected(endpoint: &str, user: Option<(&str, &str)>) -> Result<Client, Failed> {
-    let mut options = ConnectOptions::new().with_connect_timeout(PATIENCE).with_timeout(PATIENCE);
-    if let Some((name, password)) = user {
-        options = options.with_user(name, password);
-    }
     let connecting = async {
-        let mut client = Client::connect([endpoint], Some(options)).await?;
+        let mut client = connect(endpoint, user).await?;
         client.get("case/", None).await?;
         Ok::<_, etcd_client::Error>(client)
     };
@@ -166,8 +161,21 @@ async fn connected(endpoint: &str, user: Option<(&str, &str)>) -> Result<Client,
 }
 
 async fn status(endpoint: &str) -> Result<StatusResponse, Failed> {
-    let asking = async { Client::connect([endpoint], None).await?.status().await };
+    let asking = async { connect(endpoint, root()).await?.status().await };
     Ok(timeout(PATIENCE, asking).await.map_err(|_| format!("{endpoint} is silent"))??)
+}
+
+async fn connect(endpoint: &str, user: Option<(&str, &str)>) -> Result<Client, etcd_client::Error> {
+    let mut options = ConnectOptions::new().with_connect_timeout(PATIENCE).with_timeout(PATIENCE);
+    if let Some((name, password)) = user {
+        options = options.with_user(name, password);
+    }
+    Client::connect([endpoint], Some(options)).await
+}
+
+/// Who may do everything on a server of our own.
+fn root() -> Option<(&'static str, &'static str)> {
+    std::env::var_os("SYNC_TEST_ETCD").is_none().then_some(ROOT)
 }
 
 fn first(url: &str) -> Result<&str, Failed> {

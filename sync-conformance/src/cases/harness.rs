@@ -8,6 +8,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::context::Context;
 use crate::failed::Failed;
+use crate::fault::{Fault, Verb};
 use crate::store::{FOREIGN, Tamper};
 use crate::suite::{Case, Need};
 
@@ -82,7 +83,9 @@ async fn tampered(
     how: Tamper,
     expected: Option<&str>,
 ) -> Result<(), Failed> {
-    let sync = ctx.coordinator().await?;
+    let (sync, faults) = ctx.faulty().await?;
+    // What is done on the loss would remove the value on some stores.
+    faults.always(Verb::End, Fault::Hang);
     let (lock, leader) = (sync.lock("x"), sync.leader("x"));
     let (key, guard, elected) = match kind {
         Kind::Lock => (lock.key()?, Some(lock.acquire().await?), None),
