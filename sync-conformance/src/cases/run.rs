@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use sync_core::backend::Loss;
 use sync_core::{Cause, ErrorKind, Hold, Leader, LeaderStatus};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
 
 use super::common::{kind, on_one_thread, soon, told};
@@ -71,16 +71,17 @@ async fn a_run_stops_its_body_on_a_loss(ctx: Context) -> Result<(), Failed> {
     for by_deadline in [true, false] {
         let (sync, faults) = ctx.faulty_with(ctx.hasty()?).await?;
         let (body, mut end) = Body::new(&faults);
+        let (begins, begun) = oneshot::channel();
         let lock = sync.lock("x");
         let running = tokio::spawn(async move {
             let work = |_| async move {
                 let _body = body;
+                let _ = begins.send(());
                 pending::<()>().await;
             };
             lock.run(work).await
         });
-        ctx.eventually(ctx.long(), || async { Ok(sync.lock("x").holder().await?.is_some()) })
-            .await?;
+        soon(&ctx, "the body begins", begun).await??;
         let cause = if by_deadline {
             faults.always(Verb::Renew, Fault::LoseRequest);
             Cause::Deadline
