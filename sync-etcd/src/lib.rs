@@ -14,6 +14,38 @@
 //!
 //! **Building needs `protoc`** (Debian: `apt-get install protobuf-compiler`), which generates the
 //! code for etcd's protocol.
+//!
+//! # What is in the store
+//!
+//! A session is a lease. A claim on the lock `NAME` is a key `<namespace>/lock/NAME/<lease>-<nonce>`
+//! attached to it, one on an election `<namespace>/leader/NAME/…`; [`Lock::key`] and [`Leader::key`]
+//! tell the prefix. The oldest key, by create revision, holds the name; its create revision is the
+//! [token](FencingToken); each other waits for the one before it. That is the order of `etcdctl lock`,
+//! `etcdctl elect` and Go's `concurrency` package, which take part in the same line under the same
+//! prefix. The value says who it is, as JSON. Bytes of a name outside `[A-Za-z0-9_-]` are written
+//! `=XX`. Everything goes with its lease; also the markers `<namespace>/void/…`, which stand where a
+//! request was never answered.
+//!
+//! # Several members
+//!
+//! Name all members of a cluster, joined by commas. One is used at a time; the next when it is
+//! refused, breaks, has no leader, or leaves a renewal without an answer. The deadline of what is held
+//! goes on counting meanwhile.
+//!
+//! # Least privilege
+//!
+//! ```text
+//! etcdctl role add locks
+//! etcdctl role grant-permission locks readwrite NAMESPACE/ NAMESPACE0
+//! ```
+//!
+//! # Features
+//!
+//! * `rustls-ring` or `rustls-aws-lc`: `https://` URLs, `Config::ca`, `Config::identity`, and the
+//!   same from files.
+//! * `native-roots`: trust whom the system trusts, where no CA is given.
+//! * `client`: `Config::from_client` takes a client of the crate `etcd_client`, whose version is then
+//!   part of what your code depends on.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
