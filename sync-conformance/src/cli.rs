@@ -17,6 +17,7 @@
 //! ```
 
 mod arguments;
+pub mod cases;
 mod claim;
 mod command;
 mod console;
