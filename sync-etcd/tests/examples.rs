@@ -53,8 +53,7 @@ impl Examples for Etcd {
 async fn of_several_endpoints_one_that_lives_is_enough(bench: Bench) -> Result<(), Failed> {
     let closed = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let silent = TcpListener::bind("127.0.0.1:0")?;
-    let url =
-        format!("http://{closed},http://{},{}", silent.local_addr()?, bench.server().url());
+    let url = format!("http://{closed},http://{},{}", silent.local_addr()?, bench.server().url());
     let began = Instant::now();
     let (lock, elect) = bench.programs()?;
     let lock = Example::start(lock, &["a", "--url", &url, "--", "true"], |_| {})?;

@@ -75,7 +75,8 @@ impl Etcd {
 
     /// Who stands at this key, oldest first.
     async fn line(&self, key: &str) -> Vec<Standing> {
-        let options = GetOptions::new().with_prefix().with_sort(SortTarget::Create, SortOrder::Ascend);
+        let options =
+            GetOptions::new().with_prefix().with_sort(SortTarget::Create, SortOrder::Ascend);
         let found = self.raw.clone().get(format!("{key}/"), Some(options)).await.unwrap();
         let standing = |kv: &etcd_client::KeyValue| Standing {
             key: kv.key_str().unwrap().to_owned(),
