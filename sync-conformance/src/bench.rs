@@ -10,7 +10,7 @@
 //! |---|---|
 //! | `free` | one task takes a free name and gives it back |
 //! | `parallel` | 64 tasks do so, each on a name of its own |
-//! | `handover` | 2, 8 and 32 clients hand one name round |
+//! | `handover` | 2, 8 and 32 clients hand one name round, beside a [`Rival`] where there is one |
 //! | `held` | what 10,000 held names cost, and those who wait |
 //!
 //! `cargo bench` measures. `cargo test` runs the same workloads in miniature, and what they measure
@@ -20,7 +20,6 @@ use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use libtest_mimic::{Arguments, Trial};
 use sync_core::{Coordinator, Environment, Options};
 use tokio::runtime::{Builder, Runtime};
@@ -30,93 +29,18 @@ use crate::server::Server;
 use crate::store::Store;
 
 mod free;
+mod goals;
 mod handover;
 mod held;
 mod machine;
 mod measure;
 mod parallel;
+mod raw;
 mod table;
 
+pub use self::goals::Goals;
+pub use self::raw::{Client, Contender, Raw, Rival};
 use self::table::Row;
-
-/// What a program would do that sent the store's own commands itself.
-///
-/// It should be the least that is right: the commands that the store's users know, on the client
-/// library that the backend uses, set up as the backend sets it up.
-///
-/// ```no_run
-/// use std::process::ExitCode;
-/// use std::sync::Arc;
-/// use std::time::Duration;
-/// use async_trait::async_trait;
-/// use sync_conformance::bench::{self, Client, Raw};
-/// use sync_conformance::{Failed, Store};
-///
-/// struct Toy;
-/// struct ToyClient;
-///
-/// #[async_trait]
-/// impl Raw for Toy {
-///     async fn client(&self, url: &str) -> Result<Arc<dyn Client>, Failed> {
-///         # let _ = url;
-///         Ok(Arc::new(ToyClient)) // connected
-///     }
-/// }
-///
-/// #[async_trait]
-/// impl Client for ToyClient {
-///     async fn version(&self) -> Result<String, Failed> {
-///         Ok("toy 1.0".to_owned())
-///     }
-///     # async fn take(&self, _: &str, _: Duration) -> Result<(), Failed> { Ok(()) }
-///     # async fn give_back(&self, _: &str) -> Result<(), Failed> { Ok(()) }
-///     # async fn extend(&self, _: &[String], _: Duration) -> Result<(), Failed> { Ok(()) }
-///     # async fn requests(&self) -> Result<u64, Failed> { Ok(0) }
-///     // and the others
-/// }
-///
-/// # fn store() -> impl Store {
-/// #     struct Never;
-/// #     #[async_trait]
-/// #     impl Store for Never {
-/// #         fn name(&self) -> &str { "toy" }
-/// #         async fn start(&self) -> Result<sync_conformance::Server, Failed> { unimplemented!() }
-/// #         async fn connect(&self, _: &str, _: &sync_core::Options) -> Result<Arc<dyn sync_core::Backend>, sync_core::Error> { unimplemented!() }
-/// #         async fn leftovers(&self, _: &str, _: &str) -> Result<Vec<String>, Failed> { unimplemented!() }
-/// #     }
-/// #     Never
-/// # }
-/// // benches/toy.rs, with `harness = false` and `test = true` in the manifest
-/// fn main() -> ExitCode {
-///     bench::main(store(), Toy)
-/// }
-/// ```
-#[async_trait]
-pub trait Raw: Send + Sync + 'static {
-    /// A client with a connection of its own.
-    async fn client(&self, url: &str) -> Result<Arc<dyn Client>, Failed>;
-}
-
-/// A client that sends the store's own commands. See [`Raw`].
-#[async_trait]
-pub trait Client: Send + Sync + 'static {
-    /// The store's name and version.
-    async fn version(&self) -> Result<String, Failed>;
-
-    /// Takes a key that is free, for this long: one round trip. Fails if it is not free.
-    async fn take(&self, key: &str, ttl: Duration) -> Result<(), Failed>;
-
-    /// Gives back what [`take`](Client::take) took, comparing first: one round trip. Fails if it
-    /// was not held.
-    async fn give_back(&self, key: &str) -> Result<(), Failed>;
-
-    /// Extends what [`take`](Client::take) took, all of it, in as few round trips as make sense.
-    async fn extend(&self, keys: &[String], ttl: Duration) -> Result<(), Failed>;
-
-    /// How many requests the server has had from clients so far, as it counts them. Only
-    /// differences are looked at.
-    async fn requests(&self) -> Result<u64, Failed>;
-}
 
 /// Runs the workloads, as the `main` of a bench with `harness = false` and `test = true`.
 ///
@@ -142,8 +66,12 @@ struct Scale {
     /// Slices of either side in a round of `free`, and operations in each.
     batches: usize,
     batch: usize,
+    /// After this a slice of `free` is over, however much of it is done: a disk may be slow.
+    patience: Duration,
     /// How long a slice is where time bounds it.
     slice: Duration,
+    /// Handovers without which a slice is not over: a rival may be slow.
+    handovers: usize,
     /// Held names, and the renewals of them that are looked at.
     names: usize,
     renewals: u32,
@@ -157,7 +85,9 @@ const FULL: Scale = Scale {
     rounds: 11,
     batches: 20,
     batch: 50,
+    patience: Duration::from_millis(100),
     slice: Duration::from_millis(400),
+    handovers: 50,
     names: 10_000,
     renewals: 4,
     ttl: Duration::from_secs(15),
@@ -169,7 +99,9 @@ const MINIATURE: Scale = Scale {
     rounds: 1,
     batches: 2,
     batch: 3,
+    patience: Duration::from_millis(50),
     slice: Duration::from_millis(50),
+    handovers: 3,
     names: 50,
     renewals: 1,
     ttl: Duration::from_secs(3),

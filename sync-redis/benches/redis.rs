@@ -10,7 +10,7 @@ use redis::io::tcp::TcpSettings;
 use redis::{
     AsyncConnectionConfig, Client, Cmd, IntoConnectionInfo, Pipeline, ProtocolVersion, Script, cmd,
 };
-use sync_conformance::bench::{self, Raw};
+use sync_conformance::bench::{self, Goals, Raw};
 use sync_conformance::{Failed, Server, Store, server};
 use sync_core::{Backend, Error, Options};
 use sync_redis::Config;
@@ -73,6 +73,10 @@ impl Raw for Redis {
             script.load_async(&mut connection).await?;
         }
         Ok(Arc::new(Commands(connection)))
+    }
+
+    fn goals(&self) -> Goals {
+        Goals::default().parallel(0.6).handover(2.0)
     }
 }
 

@@ -1,7 +1,6 @@
 //! What many held names cost, and those who wait for them.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use sync_core::{Coordinator, Environment, Event, LockGuard, Observer, What};
@@ -9,7 +8,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::measure::Spread;
-use super::table::{Quantity, Row};
+use super::table::{Goal, Quantity, Row};
 use super::{Client, Field, machine};
 use crate::failed::Failed;
 
@@ -76,14 +75,15 @@ pub(super) async fn run(field: &Field) -> Result<Vec<Row>, Failed> {
     other.shutdown().await?;
     holder.shutdown().await?;
 
-    let raw_cpu = Spread::of(raw_renewals(field, &*raw).await?).median;
+    let raw_cpu = Spread::of(raw_renewals(field, &raw).await?).median;
     let requests = Spread::of(requests).median;
-    rows.push(row("requests per renewal", Quantity::Number(requests)));
+    let goal = field.raw.goals().renewal.map(Goal::AtMost);
+    rows.push(row("requests per renewal", Quantity::Number(requests)).goal(goal));
     rows.push(row("requests per renewal and held name", Quantity::Number(requests / names as f64)));
     let ratio = Spread::of(cpu.iter().map(|cpu| cpu / raw_cpu));
     rows.push(
         row("client's CPU per renewal of all", Quantity::Time(Spread::of(cpu).median))
-            .raw(Quantity::Time(raw_cpu), ratio),
+            .beside(Quantity::Time(raw_cpu), ratio),
     );
     Ok(rows)
 }
@@ -98,27 +98,33 @@ async fn take(
     prefix: &str,
     count: usize,
 ) -> Result<Vec<LockGuard>, Failed> {
-    let next = Arc::new(AtomicUsize::new(0));
+    let take = |number| {
+        let lock = coordinator.lock(format!("{prefix}-{number}"));
+        async move { Ok(lock.acquire().await?) }
+    };
+    at_once(count, take).await
+}
+
+/// Does `work` with each number below `count`, several at once; in whatever order.
+async fn at_once<T, F>(count: usize, work: impl Fn(usize) -> F) -> Result<Vec<T>, Failed>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, Failed>> + Send + 'static,
+{
     let mut tasks = JoinSet::new();
-    for _ in 0..AT_ONCE {
-        let (coordinator, next, prefix) =
-            (coordinator.clone(), Arc::clone(&next), prefix.to_owned());
-        tasks.spawn(async move {
-            let mut guards = Vec::new();
-            loop {
-                let number = next.fetch_add(1, Ordering::Relaxed);
-                if number >= count {
-                    return Ok::<_, Failed>(guards);
-                }
-                guards.push(coordinator.lock(format!("{prefix}-{number}")).acquire().await?);
-            }
-        });
+    let mut done = Vec::with_capacity(count);
+    for number in 0..count {
+        if tasks.len() == AT_ONCE
+            && let Some(result) = tasks.join_next().await
+        {
+            done.push(result??);
+        }
+        tasks.spawn(work(number));
     }
-    let mut guards = Vec::with_capacity(count);
-    while let Some(done) = tasks.join_next().await {
-        guards.extend(done??);
+    while let Some(result) = tasks.join_next().await {
+        done.push(result??);
     }
-    Ok(guards)
+    Ok(done)
 }
 
 /// Lets tasks wait, each for another held name, until all of them stand in line.
@@ -135,13 +141,19 @@ async fn wait(
         tasks.spawn(async move { drop(lock.acquire().await) });
     }
     let end = Instant::now() + Duration::from_secs(30);
-    while raw.requests().await? - before < count as u64 {
+    let mut seen = before;
+    loop {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        // One request at least from each, and then nothing more.
+        let now = raw.requests().await?;
+        if now == seen && now - before >= count as u64 {
+            return Ok(tasks);
+        }
         if Instant::now() > end {
             Err("the waiters do not stand in line")?;
         }
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        seen = now;
     }
-    Ok(tasks)
 }
 
 /// Lets tasks wait for one name that is held by the same coordinator.
@@ -187,13 +199,15 @@ async fn next(renewals: &mut watch::Receiver<u32>, ttl: Duration) -> Result<u32,
 }
 
 /// Processor time that each of several raw renewals takes, in seconds.
-async fn raw_renewals(field: &Field, raw: &dyn Client) -> Result<Vec<f64>, Failed> {
+async fn raw_renewals(field: &Field, raw: &Arc<dyn Client>) -> Result<Vec<f64>, Failed> {
     let ttl = Duration::from_secs(60);
-    let keys: Vec<String> =
+    let keys: Arc<[String]> =
         (0..field.scale.names).map(|number| format!("bench:raw:held-{number}")).collect();
-    for key in &keys {
-        raw.take(key, ttl).await?;
-    }
+    at_once(keys.len(), |number| {
+        let (raw, keys) = (Arc::clone(raw), Arc::clone(&keys));
+        async move { raw.take(&keys[number], ttl).await }
+    })
+    .await?;
     let mut used = Vec::new();
     for number in 0..=field.scale.renewals {
         let before = machine::cpu_time();
@@ -202,8 +216,10 @@ async fn raw_renewals(field: &Field, raw: &dyn Client) -> Result<Vec<f64>, Faile
             used.push((machine::cpu_time() - before).as_secs_f64());
         }
     }
-    for key in &keys {
-        raw.give_back(key).await?;
-    }
+    at_once(keys.len(), |number| {
+        let (raw, keys) = (Arc::clone(raw), Arc::clone(&keys));
+        async move { raw.give_back(&keys[number]).await }
+    })
+    .await?;
     Ok(used)
 }

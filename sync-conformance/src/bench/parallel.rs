@@ -53,10 +53,11 @@ pub(super) async fn run(field: &Field) -> Result<Vec<Row>, Failed> {
         let theirs = Spread::of(rounds.iter().map(|(_, theirs)| of(theirs)));
         let ratio = Spread::of(rounds.iter().map(|(ours, theirs)| of(ours) / of(theirs)));
         let what = format!("{TASKS} tasks, {TASKS} names, {what}");
-        Row::new(field.flavour, what, quantity(ours.median)).raw(quantity(theirs.median), ratio)
+        Row::new(field.flavour, what, quantity(ours.median)).beside(quantity(theirs.median), ratio)
     };
+    let goal = Goal::AtLeast(field.raw.goals().parallel);
     Ok(vec![
-        row("pairs", |slice| slice.rate, Quantity::Rate).goal(Goal::AtLeast(0.6)),
+        row("pairs", |slice| slice.rate, Quantity::Rate).goal(goal),
         row("client's CPU per pair", |slice| slice.cpu, Quantity::Time),
     ])
 }

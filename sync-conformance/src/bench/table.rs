@@ -5,32 +5,32 @@ use std::fmt;
 use super::Flavour;
 use super::measure::Spread;
 
-/// One result: what it is, what it came to, and what the raw commands came to.
+/// One result: what it is, what it came to, and what the raw commands or the rival came to.
 #[derive(Debug)]
 pub(super) struct Row {
     what: String,
     flavour: Flavour,
     value: Quantity,
-    raw: Option<Quantity>,
+    beside: Option<Quantity>,
     ratio: Option<Spread>,
     goal: Option<Goal>,
 }
 
 impl Row {
     pub(super) fn new(flavour: Flavour, what: impl Into<String>, value: Quantity) -> Self {
-        Self { what: what.into(), flavour, value, raw: None, ratio: None, goal: None }
+        Self { what: what.into(), flavour, value, beside: None, ratio: None, goal: None }
     }
 
-    /// What the raw commands came to, and the ratio, which is not the quotient of two medians but
-    /// the median of the rounds' quotients.
-    pub(super) fn raw(mut self, raw: Quantity, ratio: Spread) -> Self {
-        self.raw = Some(raw);
-        self.ratio = Some(ratio);
+    /// What the others came to, and the ratio, which is not the quotient of two medians but the
+    /// median of the rounds' quotients.
+    pub(super) fn beside(mut self, others: Quantity, ratio: impl Into<Option<Spread>>) -> Self {
+        self.beside = Some(others);
+        self.ratio = ratio.into();
         self
     }
 
-    pub(super) fn goal(mut self, goal: Goal) -> Self {
-        self.goal = Some(goal);
+    pub(super) fn goal(mut self, goal: impl Into<Option<Goal>>) -> Self {
+        self.goal = goal.into();
         self
     }
 
@@ -55,7 +55,7 @@ impl Row {
             self.what.clone(),
             self.flavour.name().to_owned(),
             self.value.to_string(),
-            self.raw.map(|raw| raw.to_string()).unwrap_or_default(),
+            self.beside.map(|others| others.to_string()).unwrap_or_default(),
             ratio.unwrap_or_default(),
             self.verdict(),
         ]
@@ -120,7 +120,7 @@ impl fmt::Display for Goal {
 
 /// The table, in Markdown that also reads well as it is.
 pub(super) fn show(facts: &[String], rows: &[Row]) -> String {
-    let head = ["", "runtime", "here", "raw", "ratio (quartiles)", "goal"].map(str::to_owned);
+    let head = ["", "runtime", "here", "beside", "ratio (quartiles)", "goal"].map(str::to_owned);
     let lines: Vec<_> = std::iter::once(head).chain(rows.iter().map(Row::cells)).collect();
     let width = |column: usize| lines.iter().map(|line| line[column].len()).max().unwrap_or(0);
     let widths = [0, 1, 2, 3, 4, 5].map(width);
@@ -153,7 +153,7 @@ mod tests {
     fn a_goal_is_for_the_ratio_and_else_for_the_value() {
         let spread = Spread { median: 1.2, low: 1.1, high: 1.3 };
         let row = Row::new(Flavour::CurrentThread, "pair", Quantity::Time(100e-6))
-            .raw(Quantity::Time(90e-6), spread)
+            .beside(Quantity::Time(90e-6), spread)
             .goal(Goal::AtMost(1.1));
         let shares = Row::new(Flavour::MultiThread, "shares", Quantity::Number(0.9))
             .goal(Goal::AtLeast(0.8));
