@@ -118,12 +118,16 @@ impl Store for Etcd {
         let found = etcd.get(format!("{key}/"), Some(options)).await?;
         let held = found.kvs().first().ok_or("nobody holds it")?;
         match how {
-            Tamper::Delete => drop(etcd.delete(held.key(), None).await?),
+            Tamper::Delete => {
+                etcd.delete(held.key(), None).await?;
+            }
             Tamper::Overwrite => {
                 let options = PutOptions::new().with_ignore_lease();
                 etcd.put(held.key(), store::FOREIGN, Some(options)).await?;
             }
-            Tamper::EndSession => drop(etcd.lease_revoke(held.lease()).await?),
+            Tamper::EndSession => {
+                etcd.lease_revoke(held.lease()).await?;
+            }
             _ => Err(format!("not possible here: {how:?}"))?,
         }
         Ok(())
