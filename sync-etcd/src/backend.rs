@@ -387,10 +387,12 @@ impl Backend for Etcd {
         });
         let Ok(answer) = answer.await else { return };
         let mut found = found(&answer);
-        let stands = |keys: Option<Vec<KeyValue>>| {
-            keys.is_some_and(|keys| keys.first().is_some_and(|key| place.line.is_claim(key)))
+        // Other programs use a key again: it may stand behind this one by now.
+        let mut stands_by = |created: i64| {
+            let key = found.next().and_then(|keys| keys.into_iter().next());
+            key.is_some_and(|key| place.line.is_claim(&key) && key.create_revision() <= created)
         };
-        if !stands(found.next()) || !stands(found.next()) {
+        if !stands_by(note.created) || !stands_by(note.created - 1) {
             return;
         }
         loop {

@@ -1,0 +1,107 @@
+//! Requests that arrive late, and keys that are used again, on a real server.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may")]
+
+use std::time::Duration;
+
+use etcd_client::{Client, GetOptions, PutOptions};
+use sync_conformance::Server;
+use sync_conformance::proxy::{Flow, Proxy, Toward};
+use sync_core::backend::{Attempt, Backend, Claim, Ended, Nonce, Session};
+use sync_core::{Kind, Name, OsRng, Rng};
+use sync_etcd::{Config, Etcd};
+use tokio::time::{sleep, timeout};
+
+const TTL: Duration = Duration::from_secs(10);
+
+async fn server() -> (Server, Client) {
+    let server = sync_conformance::server::etcd(1, &[]).start().await.unwrap();
+    let client = Client::connect([server.url()], None).await.unwrap();
+    (server, client)
+}
+
+async fn backend(url: &str) -> (Etcd, Session) {
+    let backend = Config::new(url).backend().await.unwrap();
+    let session = backend.open(TTL).await.unwrap();
+    (backend, session)
+}
+
+fn lock(name: &str, queue: bool) -> Claim {
+    let mut bytes = [0; 16];
+    OsRng::new().fill(&mut bytes).unwrap();
+    let nonce = Nonce::from_bytes(bytes);
+    let record = format!(r#"{{"id":"x","nonce":"{}"}}"#, nonce.to_hex());
+    Claim::new(Kind::Lock, Name::parse(name).unwrap(), nonce, record.into_bytes().into(), queue)
+}
+
+async fn keys(etcd: &mut Client, prefix: &str) -> Vec<String> {
+    let found = etcd.get(prefix, Some(GetOptions::new().with_prefix())).await.unwrap();
+    found.kvs().iter().map(|found| found.key_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn what_a_try_was_to_leave_by_does_not_end_what_its_repeat_was_granted() {
+    let (server, mut etcd) = server().await;
+    let (b, other) = backend(&server.url()).await;
+    let held = lock("a", true);
+    let Attempt::Held(grant) = b.try_claim(&other, &held, None, false).await.unwrap() else {
+        panic!("it is free");
+    };
+    // Behind these it cannot be seen from the end of the line that somebody holds.
+    for stranger in ["x", "y"] {
+        etcd.put(format!("sync/lock/a/{stranger}"), "", None).await.unwrap();
+    }
+
+    let proxy = Proxy::start(server.addresses()[0]).await.unwrap();
+    let (a, session) = backend(&format!("http://{}", proxy.address())).await;
+    let only_now = lock("a", false);
+    let own = format!("sync/lock/a/{}-{}", session.id, only_now.nonce.to_hex());
+    let slow = Duration::from_millis(300);
+    proxy.set(Toward::Server, Flow::Delay(slow));
+    let withheld = async {
+        while !keys(&mut etcd, &own).await.contains(&own) {
+            sleep(Duration::from_millis(5)).await;
+        }
+        // The look at the line is on its way; after it comes the request by which it leaves.
+        sleep(slow * 3 / 2).await;
+        proxy.hold();
+        sleep(slow).await;
+    };
+    let tried = async {
+        drop(timeout(slow * 10, a.try_claim(&session, &only_now, None, false)).await);
+    };
+    tokio::join!(withheld, tried);
+    assert_eq!(keys(&mut etcd, &own).await, [own.clone()], "it has not left");
+
+    assert_eq!(b.end(&other, &held, Some(&grant), false).await.unwrap(), Ended::Released);
+    let again = a.try_claim(&session, &only_now, None, true).await;
+    proxy.let_through();
+    sleep(slow).await;
+    let stands = keys(&mut etcd, &own).await.contains(&own);
+    assert!(stands || !matches!(again, Ok(Attempt::Held(_))), "{again:?}, and the key is gone");
+    assert!(matches!(again, Ok(Attempt::Anew)), "{again:?}");
+    assert!(!stands);
+    let fresh = a.try_claim(&session, &lock("a", false), None, false).await.unwrap();
+    assert!(matches!(fresh, Attempt::Held(_)), "{fresh:?}");
+}
+
+#[tokio::test]
+async fn whoever_stands_behind_again_is_not_waited_for() {
+    let (server, mut etcd) = server().await;
+    let lease = etcd.lease_grant(60, None).await.unwrap().id();
+    // As etcdctl and Go's clients do, which lock again under the same key.
+    let theirs = format!("sync/lock/a/{lease:x}");
+    let attached = || Some(PutOptions::new().with_lease(lease));
+    etcd.put(theirs.as_str(), "", attached()).await.unwrap();
+    let (a, session) = backend(&server.url()).await;
+    let ours = lock("a", true);
+    let Attempt::Blocked(ticket) = a.try_claim(&session, &ours, None, false).await.unwrap() else {
+        panic!("it is held");
+    };
+    etcd.delete(theirs.as_str(), None).await.unwrap();
+    etcd.put(theirs.as_str(), "", attached()).await.unwrap();
+    let waited = timeout(Duration::from_secs(2), a.wait(&session, &ours, &ticket)).await;
+    assert!(waited.is_ok(), "it is our turn, and they wait for us");
+    let now = a.try_claim(&session, &ours, Some(&ticket), false).await.unwrap();
+    assert!(matches!(now, Attempt::Held(_)), "{now:?}");
+}
