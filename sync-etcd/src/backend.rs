@@ -143,6 +143,10 @@ impl Etcd {
 
     /// Takes the name if nobody has it or waits for it, and leaves nothing behind otherwise.
     async fn take(&self, place: &Place<'_>) -> Result<Attempt, StoreError> {
+        if place.lease.is_leaving(place.claim.nonce) {
+            // The request by which an earlier try left was never answered, and may arrive yet.
+            return self.abandon(place).await;
+        }
         let nobody =
             Compare::create_revision(place.line.prefix(), CompareOp::Equal, 0).with_prefix();
         let txn = Txn::new()
@@ -172,8 +176,10 @@ impl Etcd {
             self.stands(place, Some(void), Some(own)).await?
         };
         if let Attempt::Blocked(_) = attempt {
+            place.lease.leaving(place.claim.nonce);
             let left = self.commit(Txn::new().and_then([place.delete()])).await;
             left.map_err(|failure| failure.into_store().unsettled())?;
+            place.lease.left(place.claim.nonce);
             return Ok(Attempt::Blocked(Ticket::default()));
         }
         Ok(attempt)
@@ -217,9 +223,7 @@ impl Etcd {
             };
             if !place.is(own) {
                 // Detached from the lease from outside: nobody can hold by it any more.
-                let abandoned = self.commit(place.abandon()).await;
-                abandoned.map_err(|failure| failure.into_store().unsettled())?;
-                return Ok(Attempt::Anew);
+                return self.abandon(place).await;
             }
             match before.first() {
                 None => return Ok(held(place, own)),
@@ -234,6 +238,17 @@ impl Etcd {
                 }
             }
         }
+    }
+
+    /// Sees to it that nobody ever holds by this key.
+    async fn abandon(&self, place: &Place<'_>) -> Result<Attempt, StoreError> {
+        match self.commit(place.abandon()).await {
+            Err(failure) if failure.is_lease_gone() => return Ok(Attempt::SessionEnded),
+            Err(failure) => return Err(failure.into_store().unsettled()),
+            Ok(_) => {}
+        }
+        place.lease.left(place.claim.nonce);
+        Ok(Attempt::Anew)
     }
 
     /// Watches the key of a claim that is held.
@@ -457,6 +472,7 @@ impl Backend for Etcd {
     ) -> Result<Ended, StoreError> {
         let Some(lease) = self.lease(session) else { return Ok(Ended::NotOurs) };
         lease.unguarded(claim.nonce);
+        lease.left(claim.nonce);
         let place = self.place(&lease, claim);
         let txn = match grant {
             _ if unanswered => place.abandon(),

@@ -1,6 +1,6 @@
 //! Leases: how they are kept alive, and what is told of what hangs on them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +27,8 @@ pub(crate) struct Lease {
     losses: Mutex<Option<UnboundedSender<Loss>>>,
     /// Who watches each key that is held.
     guards: Mutex<BTreeMap<Nonce, AbortHandle>>,
+    /// Whose keys a request may delete that has not been answered.
+    leaving: Mutex<BTreeSet<Nonce>>,
 }
 
 /// A stream of renewals. Its answers name no request: one at a time is sent on it.
@@ -38,8 +40,8 @@ struct Keeper {
 
 impl Lease {
     pub(crate) fn new(id: i64, ttl: Duration) -> Self {
-        let (keeper, losses, guards) = Default::default();
-        Self { id, ttl, keeper, losses, guards }
+        let (keeper, losses, guards, leaving) = Default::default();
+        Self { id, ttl, keeper, losses, guards, leaving }
     }
 
     pub(crate) fn ttl(&self) -> Duration {
@@ -136,6 +138,21 @@ impl Lease {
         if let Some(guard) = lock(&self.guards).remove(&nonce) {
             guard.abort();
         }
+    }
+
+    /// A request is sent that deletes the key of a claim that is not to end by it.
+    pub(crate) fn leaving(&self, nonce: Nonce) {
+        lock(&self.leaving).insert(nonce);
+    }
+
+    /// Whether such a request may arrive yet.
+    pub(crate) fn is_leaving(&self, nonce: Nonce) -> bool {
+        lock(&self.leaving).contains(&nonce)
+    }
+
+    /// It has been answered, or it does not matter any more.
+    pub(crate) fn left(&self, nonce: Nonce) {
+        lock(&self.leaving).remove(&nonce);
     }
 
     /// The lease is closed: nothing is told of it any more, and its stream ends.
