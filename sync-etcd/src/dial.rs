@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{
-    Client, ConnectOptions, Error, KvClient, LeaseClient, StatusResponse, WatchClient,
+    Client, ConnectOptions, Error, KvClient, LeaseClient, ResponseHeader, StatusResponse,
+    WatchClient,
 };
 use sync_core::connection::{self, Dial, Health, Pending};
 use sync_core::{Clock, ErrorKind, StoreError};
@@ -23,6 +24,9 @@ const CENSUS: Duration = Duration::from_millis(500);
 
 /// How long an answer may take that nobody else bounds.
 const LOOK_LIMIT: Duration = Duration::from_secs(2);
+
+/// A lease that nobody has.
+const NO_LEASE: i64 = 1;
 
 /// The oldest without known bugs that void the promise.
 const LEAST_VERSION: [u64; 3] = [3, 5, 30];
@@ -77,33 +81,38 @@ impl Members {
 
     /// Sees to it that all members that answer soon are of one cluster.
     pub(crate) async fn check_all(&self) -> Result<(), StoreError> {
-        let (endpoints, options) = match &self.way {
-            Way::Endpoints { endpoints, options, .. } if endpoints.len() > 1 => {
-                (endpoints, options)
+        let (endpoints, options, user) = match &self.way {
+            Way::Endpoints { endpoints, options, user } if endpoints.len() > 1 => {
+                (endpoints, options, user.as_ref())
             }
             _ => return Ok(()),
         };
         let until = self.clock.now() + CENSUS;
         for Endpoint { url, .. } in endpoints {
-            // Logging in costs the server much, and it tells this to anybody.
-            let status = async {
+            let header = async {
+                // Logging in costs the server much: only where it tells strangers nothing.
                 let client = connect(url, options, None).await.ok()?;
-                client.maintenance_client().status().await.ok()
+                match client.maintenance_client().status().await.map_err(Failure::from) {
+                    Ok(mut status) => status.take_header(),
+                    Err(Failure::Answer(_)) if user.is_some() => {
+                        let client = connect(url, options, user).await.ok()?;
+                        header(&client).await.ok()?
+                    }
+                    Err(_) => None,
+                }
             };
-            let status = tokio::select! {
+            let header = tokio::select! {
                 biased;
-                status = status => status,
+                header = header => header,
                 () = self.clock.sleep_until(until) => return Ok(()),
             };
-            if let Some(status) = status {
-                self.check_cluster(url, &status)?;
-            }
+            self.check_cluster(url, header.as_ref())?;
         }
         Ok(())
     }
 
-    fn check_cluster(&self, url: &str, status: &StatusResponse) -> Result<(), StoreError> {
-        let cluster = status.header().map_or(0, |header| header.cluster_id());
+    fn check_cluster(&self, url: &str, header: Option<&ResponseHeader>) -> Result<(), StoreError> {
+        let Some(cluster) = header.map(ResponseHeader::cluster_id) else { return Ok(()) };
         if *self.cluster.get_or_init(|| cluster) == cluster {
             return Ok(());
         }
@@ -114,12 +123,17 @@ impl Members {
 
     /// Whether this member belongs to the cluster, and takes part in it now.
     fn check(&self, url: &str, status: &StatusResponse) -> Result<(), StoreError> {
-        self.check_cluster(url, status)?;
+        self.check_cluster(url, status.header())?;
         match status.leader() {
             0 => Err(StoreError::unsent(format!("{url} has no leader"))),
             _ => Ok(()),
         }
     }
+}
+
+/// What a server tells of itself to whoever is logged in; its status it tells to few.
+async fn header(client: &Client) -> Result<Option<ResponseHeader>, Error> {
+    Ok(client.lease_client().time_to_live(NO_LEASE, None).await?.take_header())
 }
 
 async fn connect(
@@ -159,7 +173,11 @@ impl Dial for Members {
                     warn_of_age(&url, status.version());
                 }
             }
-            Err(Failure::Answer(_)) => {}
+            Err(Failure::Answer(_)) => match header(&client).await.map_err(Failure::from) {
+                Ok(header) => self.check_cluster(&url, header.as_ref())?,
+                Err(failure) if failure.wants_another_member() => return Err(at(&url, failure)),
+                Err(_) => {}
+            },
             Err(lost) => return Err(at(&url, lost)),
         }
         let clients = Clients {

@@ -71,7 +71,7 @@ async fn what_a_try_was_to_leave_by_does_not_end_what_its_repeat_was_granted() {
         drop(timeout(slow * 10, a.try_claim(&session, &only_now, None, false)).await);
     };
     tokio::join!(withheld, tried);
-    assert_eq!(keys(&mut etcd, &own).await, [own.clone()], "it has not left");
+    assert_eq!(keys(&mut etcd, &own).await, std::slice::from_ref(&own), "it has not left");
 
     assert_eq!(b.end(&other, &held, Some(&grant), false).await.unwrap(), Ended::Released);
     let again = a.try_claim(&session, &only_now, None, true).await;
