@@ -6,6 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -185,6 +186,8 @@ impl Dial for Members {
             lease: client.lease_client(),
             watch: client.watch_client(),
             client,
+            logins: AtomicU64::new(0),
+            logging_in: tokio::sync::Mutex::default(),
             clock: Arc::clone(&self.clock),
         };
         Ok(Connection(Arc::new(clients)))
@@ -231,6 +234,10 @@ struct Clients {
     lease: LeaseClient,
     watch: WatchClient,
     client: Client,
+    /// How often it has logged in anew.
+    logins: AtomicU64,
+    /// One at a time.
+    logging_in: tokio::sync::Mutex<()>,
     clock: Arc<dyn Clock>,
 }
 
@@ -247,11 +254,27 @@ impl Connection {
         self.0.watch.clone()
     }
 
-    /// Logs in again. The library does so by itself only where a token has run out.
-    pub(crate) async fn refresh_token(&self) -> Result<(), Error> {
-        self.0.client.refresh_token().await
+    /// Whose token the requests that begin now send, or a later one's.
+    pub(crate) fn login(&self) -> Login {
+        Login(self.0.logins.load(Ordering::Acquire))
+    }
+
+    /// Logs in again, unless somebody else has since `refused`: a server can stand few logins, and
+    /// all requests lose their token at the same time. The library does so by itself only where a
+    /// token has run out.
+    pub(crate) async fn refresh_token(&self, refused: Login) -> Result<(), Error> {
+        let _one = self.0.logging_in.lock().await;
+        if self.login() == refused {
+            self.0.client.refresh_token().await?;
+            self.0.logins.fetch_add(1, Ordering::Release);
+        }
+        Ok(())
     }
 }
+
+/// Which login a token stems from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Login(u64);
 
 /// Sends a request, and once more with a fresh token if that is what the server wants. Dropped
 /// before the answer has come, it distrusts the connection.
@@ -288,9 +311,10 @@ async fn exchange<T, R>(
 where
     R: Future<Output = Result<T, Error>>,
 {
+    let login = link.connection.login();
     match over(pending(link), request().await) {
         Err(failure) if failure.wants_fresh_token() => {
-            over(pending(link), link.connection.refresh_token().await)?;
+            over(pending(link), link.connection.refresh_token(login).await)?;
             over(pending(link), request().await)
         }
         other => other,

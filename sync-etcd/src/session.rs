@@ -60,11 +60,12 @@ impl Lease {
             }
         }
         let link = connector.link().await?;
+        let login = link.connection.login();
         let mut opened = self.keep_alive(&link, connector.clock()).await;
         if let Err(failure) = &opened
             && failure.wants_fresh_token()
         {
-            let refreshed = over(link.request(), link.connection.refresh_token().await);
+            let refreshed = over(link.request(), link.connection.refresh_token(login).await);
             refreshed.map_err(Failure::into_store)?;
             opened = self.keep_alive(&link, connector.clock()).await;
         }

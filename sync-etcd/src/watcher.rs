@@ -12,7 +12,7 @@ use sync_core::backend::Nonce;
 use sync_core::{StoreError, record_nonce};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
-use crate::dial::{Connector, Link, over};
+use crate::dial::{Connector, Link, Login, over};
 use crate::error::{Failure, is_about_token};
 
 /// Opens watches.
@@ -208,6 +208,7 @@ impl Watches {
             }
         };
         let (key, options) = range.options(first);
+        let login = link.connection.login();
         let opened = link.connection.watch().watch(key, Some(options)).await;
         let opened = over(link.look(), opened).map_err(Failure::into_store)?;
         let (mut requests, mut answers) = opened.split();
@@ -216,7 +217,7 @@ impl Watches {
                 biased;
                 answer = answers.message() => {
                     match over(link.look(), answer).map_err(Failure::into_store)? {
-                        Some(answer) => self.tell(link, &answer).await?,
+                        Some(answer) => self.tell(link, login, &answer).await?,
                         None => return Err(gone()),
                     }
                 }
@@ -248,7 +249,12 @@ impl Watches {
     }
 
     /// Tells whom it concerns. An error ends the stream.
-    async fn tell(&mut self, link: &Link, answer: &WatchResponse) -> Result<(), StoreError> {
+    async fn tell(
+        &mut self,
+        link: &Link,
+        login: Login,
+        answer: &WatchResponse,
+    ) -> Result<(), StoreError> {
         if answer.canceled() {
             let reason = match answer.cancel_reason() {
                 "" if answer.compact_revision() > 0 => "what it would tell was compacted",
@@ -258,7 +264,7 @@ impl Watches {
             let closed = StoreError::unknown(format!("the server has ended a watch: {reason}"));
             if is_about_token(reason) {
                 // The stream keeps the token that it was opened with.
-                let refreshed = link.connection.refresh_token().await;
+                let refreshed = link.connection.refresh_token(login).await;
                 over(link.look(), refreshed).map_err(Failure::into_store)?;
                 return Err(closed);
             }

@@ -1,4 +1,4 @@
-//! Endpoints that belong to two clusters, on servers that ask who one is.
+//! Servers that ask who one is.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may")]
 
@@ -9,10 +9,11 @@ use sync_conformance::Server;
 use sync_conformance::proxy::Proxy;
 use sync_core::Backend;
 use sync_etcd::{Config, ErrorKind};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// A server whose user `app` may do what the documentation asks for, and nothing else.
-async fn guarded() -> Server {
-    let server = sync_conformance::server::etcd(1, &[]).start().await.unwrap();
+async fn guarded(more: &[&str]) -> Server {
+    let server = sync_conformance::server::etcd(1, more).start().await.unwrap();
     let mut etcd = Client::connect([server.url()], None).await.unwrap();
     etcd.role_add("app").await.unwrap();
     let permission = Permission::read_write("sync/").with_range_end("sync0");
@@ -27,7 +28,7 @@ async fn guarded() -> Server {
 
 #[tokio::test]
 async fn two_clusters_with_users_are_told_apart_when_connecting() {
-    let (one, other) = (guarded().await, guarded().await);
+    let (one, other) = (guarded(&[]).await, guarded(&[]).await);
     let config = Config::new(format!("{},{}", one.url(), other.url())).user("app", "sesame");
     let refused = config.connect().await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Invalid, "{refused}");
@@ -36,7 +37,7 @@ async fn two_clusters_with_users_are_told_apart_when_connecting() {
 
 #[tokio::test]
 async fn a_cluster_with_users_is_not_left_for_another() {
-    let (one, other) = (guarded().await, guarded().await);
+    let (one, other) = (guarded(&[]).await, guarded(&[]).await);
     let mut proxies = Vec::new();
     for server in [&one, &other] {
         proxies.push(Proxy::start(server.addresses()[0]).await.unwrap());
@@ -52,4 +53,37 @@ async fn a_cluster_with_users_is_not_left_for_another() {
         let opened = backend.open(Duration::from_secs(10)).await;
         assert!(opened.is_err(), "a session on another cluster excludes nobody of the first");
     }
+}
+
+/// How often anybody has logged in.
+async fn logins(server: &Server) -> u64 {
+    let mut stream = tokio::net::TcpStream::connect(server.addresses()[0]).await.unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    let counts = "grpc_server_started_total{grpc_method=\"Authenticate\"";
+    let line = text.lines().find(|line| line.starts_with(counts)).unwrap();
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+/// Each login costs a server with etcd's own settings about 60 ms of a processor.
+#[tokio::test]
+async fn a_token_that_has_run_out_under_many_requests_is_replaced_once() {
+    let server = guarded(&["--auth-token-ttl=1", "--bcrypt-cost=10"]).await;
+    let config = Config::new(server.url()).user("app", "sesame");
+    let sync = config.connect().await.unwrap();
+    sync.lock("first").acquire().await.unwrap().release().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(3500)).await;
+    let before = logins(&server).await;
+    let mut tasks = Vec::new();
+    for number in 0..64 {
+        let lock = sync.lock(format!("{number}"));
+        tasks.push(tokio::spawn(async move { lock.acquire().await }));
+    }
+    let began = tokio::time::Instant::now();
+    for task in tasks {
+        drop(task.await.unwrap().unwrap());
+    }
+    let logins = logins(&server).await - before;
+    assert_eq!(logins, 1, "all were served after {:?}", began.elapsed());
 }
