@@ -22,9 +22,10 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::dial::{Connector, ask, look};
 use crate::error::Failure;
-use crate::guard;
+use crate::guard::Watched;
 use crate::keys::{Keys, Line, read_lease};
 use crate::line::{SCAN, Strangers, found, key_only, newest, oldest};
+use crate::reuse::Slot;
 use crate::session::Lease;
 use crate::watcher::{Change, Range, Watcher};
 
@@ -56,6 +57,7 @@ struct Place<'a> {
     claim: &'a Claim,
     lease: &'a Arc<Lease>,
     line: Line,
+    slot: Slot,
     key: String,
     void: String,
 }
@@ -83,7 +85,9 @@ impl Place<'_> {
 
     /// Whether this key, as an answer shows it, is the claim's and can be held by.
     fn is(&self, found: &KeyValue) -> bool {
-        found.key() == self.key.as_bytes() && found.lease() == self.lease.id
+        found.key() == self.key.as_bytes()
+            && found.lease() == self.lease.id
+            && found.create_revision() > self.slot.after
     }
 }
 
@@ -101,9 +105,10 @@ impl Etcd {
 
     fn place<'a>(&self, lease: &'a Arc<Lease>, claim: &'a Claim) -> Place<'a> {
         let line = self.keys.line(claim.kind, &claim.name);
-        let key = line.place(lease.id, claim);
+        let slot = lease.slots().of(claim.nonce);
+        let key = line.place(lease.id, slot.nonce);
         let void = self.keys.void(lease.id, claim.nonce);
-        Place { claim, lease, line, key, void }
+        Place { claim, lease, line, slot, key, void }
     }
 
     async fn commit(&self, txn: Txn) -> Result<TxnResponse, Failure> {
@@ -253,14 +258,13 @@ impl Etcd {
 
     /// Watches the key of a claim that is held.
     fn guard(&self, place: &Place<'_>, grant: &Grant) {
-        let watched = guard::Watched {
+        let watched = Watched {
             lease: Arc::downgrade(place.lease),
             key: place.key.clone(),
             nonce: place.claim.nonce,
             token: grant.token,
         };
-        let watching = guard::watch(watched, Arc::clone(&self.watcher), self.environment.clone());
-        place.lease.guarded(place.claim.nonce, tokio::spawn(watching).abort_handle());
+        place.lease.guards.begin(watched, &self.watcher, &self.environment);
     }
 
     fn lease(&self, session: &Session) -> Option<Arc<Lease>> {
@@ -295,8 +299,11 @@ impl Etcd {
         let Some(first) = self.strangers.pass(line, &found, SCAN)? else {
             return Ok(Sighting::default());
         };
+        let created = first.create_revision();
         match read(first.key(), GetOptions::new()).await?.first() {
-            Some(first) if line.is_claim(first) => Ok(sighting(first)),
+            Some(first) if line.is_claim(first) && first.create_revision() == created => {
+                Ok(sighting(first))
+            }
             // It has gone meanwhile, and so has this answer.
             _ => Err(StoreError::refused(ErrorKind::Unreachable, "the holder changed meanwhile")),
         }
@@ -372,17 +379,26 @@ impl Backend for Etcd {
         session: &Session,
         claim: &Claim,
         ticket: Option<&Ticket>,
-        _unanswered: bool,
+        unanswered: bool,
     ) -> Result<Attempt, StoreError> {
         let Some(lease) = self.lease(session) else { return Ok(Attempt::SessionEnded) };
+        if ticket.is_none() && !unanswered {
+            lease.slots().begin(&self.keys.line(claim.kind, &claim.name), claim.nonce);
+        }
         let place = self.place(&lease, claim);
         let attempt = match ticket.and_then(|ticket| Note::read(&ticket.place)) {
             Some(note) => self.look_around(&place, note.created, 1).await?,
             None if claim.queue => self.join(&place).await?,
             None => self.take(&place).await?,
         };
-        if let Attempt::Held(grant) = &attempt {
-            self.guard(&place, grant);
+        match &attempt {
+            Attempt::Held(grant) => self.guard(&place, grant),
+            // It has left nothing behind, and nothing else of it is under way.
+            Attempt::Blocked(_) if !claim.queue && !unanswered => {
+                lease.slots().free(&place.line, claim.nonce, place.slot.after);
+            }
+            Attempt::Anew | Attempt::SessionEnded => lease.slots().over(claim.nonce),
+            Attempt::Blocked(_) => {}
         }
         Ok(attempt)
     }
@@ -411,13 +427,14 @@ impl Backend for Etcd {
             return;
         }
         loop {
-            let change = tokio::select! {
+            let (change, latest) = tokio::select! {
                 biased;
-                change = own.change() => change,
-                change = other.change() => change,
+                change = own.change() => (change, note.created),
+                change = other.change() => (change, note.created - 1),
             };
             // A holder that changes its record goes on holding.
-            if !matches!(change, Ok(Change::Put { lease: 1.., .. })) {
+            let Ok(Change::Put { token, lease: 1.., .. }) = change else { return };
+            if token > latest {
                 return;
             }
         }
@@ -471,7 +488,7 @@ impl Backend for Etcd {
         unanswered: bool,
     ) -> Result<Ended, StoreError> {
         let Some(lease) = self.lease(session) else { return Ok(Ended::NotOurs) };
-        lease.unguarded(claim.nonce);
+        lease.guards.over(claim.nonce);
         lease.left(claim.nonce);
         let place = self.place(&lease, claim);
         let txn = match grant {
@@ -489,6 +506,12 @@ impl Backend for Etcd {
         let deleted = answer.op_responses().into_iter().any(
             |response| matches!(response, TxnOpResponse::Delete(deleted) if deleted.deleted() > 0),
         );
+        match answer.header() {
+            Some(header) if deleted && grant.is_some() && !unanswered => {
+                lease.slots().free(&place.line, claim.nonce, header.revision());
+            }
+            _ => lease.slots().over(claim.nonce),
+        }
         Ok(if deleted { Ended::Released } else { Ended::NotOurs })
     }
 

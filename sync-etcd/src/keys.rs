@@ -1,7 +1,7 @@
 //! Which keys there are. Other programs and other versions rely on them.
 
 use etcd_client::KeyValue;
-use sync_core::backend::{Claim, Nonce};
+use sync_core::backend::Nonce;
 use sync_core::{Kind, Name, Namespace};
 
 /// The keys of one namespace.
@@ -55,8 +55,8 @@ impl Line {
     }
 
     /// The key of a claim by a lease.
-    pub(crate) fn place(&self, lease: i64, claim: &Claim) -> String {
-        format!("{}{lease:x}-{}", self.prefix, claim.nonce.to_hex())
+    pub(crate) fn place(&self, lease: i64, nonce: Nonce) -> String {
+        format!("{}{lease:x}-{}", self.prefix, nonce.to_hex())
     }
 
     /// Whether somebody can hold by this key: it names the lease that it is attached to, and maybe
@@ -95,10 +95,9 @@ mod tests {
         let nonce = Nonce::from_bytes([0xab; 16]);
         assert_eq!(keys.void(0x1f, nonce), format!("a/b/void/1f-{}", "ab".repeat(16)));
         assert_eq!(keys.range(), ("a/b/".into(), "a/b0".into()));
-        let claim = Claim::new(Kind::Leader, name, nonce, [].into(), true);
-        let line = keys.line(Kind::Leader, &claim.name);
+        let line = keys.line(Kind::Leader, &name);
         let place = format!("a/b/leader/x=2Fy/1f-{}", "ab".repeat(16));
-        assert_eq!(line.place(0x1f, &claim), place);
+        assert_eq!(line.place(0x1f, nonce), place);
     }
 
     #[test]

@@ -57,6 +57,7 @@ mod error;
 mod guard;
 mod keys;
 mod line;
+mod reuse;
 mod session;
 mod tls;
 mod watcher;

@@ -1,6 +1,6 @@
 //! Leases: how they are kept alive, and what is told of what hangs on them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,10 +9,11 @@ use sync_core::backend::{Loss, Nonce, Renewal};
 use sync_core::connection::Pending;
 use sync_core::{Clock, Moment, StoreError};
 use tokio::sync::mpsc::UnboundedSender;
-use tokio::task::AbortHandle;
 
 use crate::dial::{Connector, Link, over};
 use crate::error::Failure;
+use crate::guard::Guards;
+use crate::reuse::Slots;
 
 /// The library's words for an answer that there is no such lease.
 const LEASE_GONE: &str = "lease not found";
@@ -25,10 +26,10 @@ pub(crate) struct Lease {
     /// Not there while a renewal uses it: one that is given up takes its stream along.
     keeper: Mutex<Option<Keeper>>,
     losses: Mutex<Option<UnboundedSender<Loss>>>,
-    /// Who watches each key that is held.
-    guards: Mutex<BTreeMap<Nonce, AbortHandle>>,
+    slots: Mutex<Slots>,
     /// Whose keys a request may delete that has not been answered.
     leaving: Mutex<BTreeSet<Nonce>>,
+    pub(crate) guards: Guards,
 }
 
 /// A stream of renewals. Its answers name no request: one at a time is sent on it.
@@ -40,8 +41,8 @@ struct Keeper {
 
 impl Lease {
     pub(crate) fn new(id: i64, ttl: Duration) -> Self {
-        let (keeper, losses, guards, leaving) = Default::default();
-        Self { id, ttl, keeper, losses, guards, leaving }
+        let (keeper, losses, slots, leaving, guards) = Default::default();
+        Self { id, ttl, keeper, losses, slots, leaving, guards }
     }
 
     pub(crate) fn ttl(&self) -> Duration {
@@ -127,18 +128,9 @@ impl Lease {
         }
     }
 
-    /// Takes note of who watches the key of a claim that is held.
-    pub(crate) fn guarded(&self, nonce: Nonce, guard: AbortHandle) {
-        if let Some(earlier) = lock(&self.guards).insert(nonce, guard) {
-            earlier.abort();
-        }
-    }
-
-    /// The claim is given back: nobody needs to watch its key.
-    pub(crate) fn unguarded(&self, nonce: Nonce) {
-        if let Some(guard) = lock(&self.guards).remove(&nonce) {
-            guard.abort();
-        }
+    /// Which key is whose.
+    pub(crate) fn slots(&self) -> MutexGuard<'_, Slots> {
+        lock(&self.slots)
     }
 
     /// A request is sent that deletes the key of a claim that is not to end by it.
@@ -158,9 +150,7 @@ impl Lease {
 
     /// The lease is closed: nothing is told of it any more, and its stream ends.
     pub(crate) fn end(&self) {
-        for (_, guard) in std::mem::take(&mut *lock(&self.guards)) {
-            guard.abort();
-        }
+        self.guards.end();
         *lock(&self.losses) = None;
         *lock(&self.keeper) = None;
     }
