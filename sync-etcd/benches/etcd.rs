@@ -54,7 +54,8 @@ async fn connect(url: &str) -> Result<(Client, i64), Failed> {
     // As the backend's.
     let options = ConnectOptions::new()
         .with_keep_alive(Duration::from_secs(10), Duration::from_secs(5))
-        .with_keep_alive_while_idle(true);
+        .with_tcp_keepalive(Duration::from_secs(15))
+        .with_require_leader(true);
     let mut client = Client::connect(endpoints, Some(options)).await?;
     let lease = client.lease_grant(LEASE.as_secs() as i64, None).await?.id();
     Ok((client, lease))

@@ -71,6 +71,10 @@ pub(super) async fn run(field: &Field) -> Result<Vec<Row>, Failed> {
             rounds.push((ours, theirs));
         }
     }
+    let before = raw.requests().await?;
+    let mut counted = Round::default();
+    counted.ours(&lock, field).await?;
+    let requests = (raw.requests().await? - before) as f64 / counted.pair.len() as f64;
     sync.shutdown().await?;
 
     let mut row = |what: &str, samples: fn(&mut Round) -> &mut Samples, part: f64| {
@@ -89,5 +93,6 @@ pub(super) async fn run(field: &Field) -> Result<Vec<Row>, Failed> {
         row("free name, pair, p99", |round| &mut round.pair, 0.99),
         row("of it taking, p50", |round| &mut round.take, 0.5),
         row("of it giving back, p50", |round| &mut round.give_back, 0.5),
+        Row::new(field.flavour, "requests per pair", Quantity::Number(requests)),
     ])
 }

@@ -35,13 +35,8 @@ pub(super) async fn run(field: &Field) -> Result<Vec<Row>, Failed> {
     let (seen, mut renewals) = watch::channel(0);
     let observer = Arc::new(Renewals { name: name(0), seen });
     let holder = field.coordinator_with(Environment::default().observer(observer)).await?;
-    let other = field.coordinator().await?;
     let raw = field.raw().await?;
-    for coordinator in [&holder, &other] {
-        drop(take(coordinator, "warm-up", 4 * AT_ONCE).await?);
-    }
-    // Those guards are given back in the background.
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    warm_up(&holder).await?;
 
     let mut rows = Vec::new();
     let row = |what: &str, value| Row::new(field.flavour, what, value);
@@ -62,6 +57,9 @@ pub(super) async fn run(field: &Field) -> Result<Vec<Row>, Failed> {
         requests.push((raw.requests().await? - before.0) as f64 / f64::from(more));
         cpu.push(used.as_secs_f64() / f64::from(more));
     }
+    // Not before: where a store keeps sessions, the other has one to renew, too.
+    let other = field.coordinator().await?;
+    warm_up(&other).await?;
     let (waiters, bytes) = grown(wait(&other, &*raw, scale.waiters)).await?;
     push_bytes(&mut rows, row, "memory per waiter in the store's line", bytes, scale.waiters);
     let (local, bytes) = grown(wait_here(&holder, scale.local_waiters)).await?;
@@ -90,6 +88,13 @@ pub(super) async fn run(field: &Field) -> Result<Vec<Row>, Failed> {
 
 fn name(number: usize) -> String {
     format!("held-{number}")
+}
+
+async fn warm_up(coordinator: &Coordinator) -> Result<(), Failed> {
+    drop(take(coordinator, "warm-up", 4 * AT_ONCE).await?);
+    // Those guards are given back in the background.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    Ok(())
 }
 
 /// Takes `count` names that are free.
