@@ -10,6 +10,7 @@
 //! * [`history`], [`checker`]: what happened, written before anybody could act on it, and its judge.
 //! * [`proxy`], [`fault`]: what goes wrong on the wire, and in the backend's calls.
 //! * [`child`], [`process`], [`register`]: victims, and the resource that fencing protects.
+//! * [`driver`], [`logs`], [`certificates`]: for a backend's own tests, beside the suite.
 //! * [`bench`](mod@bench): workloads for measuring, beside the store's own commands.
 //!
 //! It stops and kills processes, and so is for Unix; elsewhere this crate is empty.
@@ -18,13 +19,16 @@
 
 pub mod bench;
 mod cases;
+pub mod certificates;
 pub mod checker;
 pub mod child;
 pub mod cli;
 mod context;
+pub mod driver;
 mod failed;
 pub mod fault;
 pub mod history;
+pub mod logs;
 pub mod process;
 pub mod proxy;
 pub mod register;

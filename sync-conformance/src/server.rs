@@ -187,6 +187,12 @@ impl Member {
         self.place().address()
     }
 
+    /// Its ports, as [`Place::port`] has them.
+    #[must_use]
+    pub fn port(&self, index: usize) -> u16 {
+        self.place().port(index)
+    }
+
     /// Its folder.
     #[must_use]
     pub fn dir(&self) -> &Path {

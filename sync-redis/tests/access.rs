@@ -6,7 +6,9 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Client, Server, capture_logs, claim, lock, name};
+use common::Server;
+use sync_conformance::driver::{Driver, TTL, claim, lock, name, record};
+use sync_conformance::logs;
 use sync_core::backend::{Backend, Claim, Held, Renewal};
 use sync_core::{ErrorKind, Kind};
 use sync_redis::{Config, Node, Options};
@@ -29,27 +31,27 @@ fn as_user(server: &Server, user: &str) -> Config {
 async fn the_documented_permissions_are_enough_for_everything() {
     let server = Server::start();
     let () = server.run(&documented("app", "sesame", "app:eu"));
-    let (log, _guard) = capture_logs();
-    let a = Client::on(as_user(&server, "app").backend().await.unwrap(), common::TTL).await;
-    let b = Client::on(as_user(&server, "app").backend().await.unwrap(), common::TTL).await;
+    let (log, _guard) = logs::capture();
+    let a = Driver::on(as_user(&server, "app").backend().await.unwrap(), TTL).await;
+    let b = Driver::on(as_user(&server, "app").backend().await.unwrap(), TTL).await;
     let (first, second) = (claim(Kind::Leader, "a", true), claim(Kind::Leader, "a", true));
     let grant = a.held(&first).await;
     let place = b.blocked(&second).await;
-    let seen = b.redis.holder(Kind::Leader, &name("a")).await.unwrap();
-    let record = common::record("new", first.nonce).into();
-    let renamed = Claim::new(Kind::Leader, name("a"), first.nonce, record, true);
+    let seen = b.backend.holder(Kind::Leader, &name("a")).await.unwrap();
+    let new = record("new", first.nonce).into();
+    let renamed = Claim::new(Kind::Leader, name("a"), first.nonce, new, true);
     let of = name("a");
     let (watched, updated) = tokio::join!(
-        b.redis.watch(Kind::Leader, &of, &seen.version),
-        a.redis.update(&a.session, &renamed, &grant),
+        b.backend.watch(Kind::Leader, &of, &seen.version),
+        a.backend.update(&a.session, &renamed, &grant),
     );
     watched.unwrap();
     updated.unwrap();
     let () = server.run("SCRIPT FLUSH");
     let held = [Held { claim: first.clone().into(), grant }];
-    a.redis.renew(&a.session, &held).await.unwrap();
+    a.backend.renew(&a.session, &held).await.unwrap();
     a.abandon(&first).await;
-    let wait = b.redis.wait(&b.session, &second, &place);
+    let wait = b.backend.wait(&b.session, &second, &place);
     tokio::time::timeout(Duration::from_millis(300), wait).await.expect("the message came");
     b.held(&second).await;
     b.end(&second).await;
@@ -70,7 +72,7 @@ async fn with_less_the_error_names_what_is_missing() {
         let granted = format!("+{command}");
         let words: Vec<&str> = line.split(' ').filter(|word| *word != granted).collect();
         let () = server.run(&words.join(" "));
-        let (log, _guard) = capture_logs();
+        let (log, _guard) = logs::capture();
         let outcome = as_user(&server, "app").connect().await;
         if command == "info" {
             outcome.unwrap();
@@ -98,12 +100,12 @@ async fn with_less_the_error_names_what_is_missing() {
 async fn permissions_that_are_taken_away_later_are_told_too() {
     let server = Server::start();
     let () = server.run(&documented("app", "sesame", "app:eu"));
-    let a = Client::on(as_user(&server, "app").backend().await.unwrap(), common::TTL).await;
+    let a = Driver::on(as_user(&server, "app").backend().await.unwrap(), TTL).await;
     let () = server.run("ACL SETUSER app -set");
-    let denied = a.redis.try_claim(&a.session, &lock("a"), None, false).await.unwrap_err();
+    let denied = a.backend.try_claim(&a.session, &lock("a"), None, false).await.unwrap_err();
     assert_eq!((denied.kind(), denied.settled()), (ErrorKind::Denied, true), "{denied}");
     let () = server.run("ACL SETUSER app +set -evalsha");
-    let denied = a.redis.try_claim(&a.session, &lock("a"), None, false).await.unwrap_err();
+    let denied = a.backend.try_claim(&a.session, &lock("a"), None, false).await.unwrap_err();
     assert_eq!((denied.kind(), denied.settled()), (ErrorKind::Denied, true), "{denied}");
     let () = server.run("ACL SETUSER app +evalsha");
     a.held(&lock("a")).await;
@@ -113,16 +115,16 @@ async fn permissions_that_are_taken_away_later_are_told_too() {
 async fn a_renewal_that_is_refused_is_told_with_its_reason() {
     let server = Server::start();
     let () = server.run(&documented("app", "sesame", "app:eu"));
-    let a = Client::on(as_user(&server, "app").backend().await.unwrap(), common::TTL).await;
+    let a = Driver::on(as_user(&server, "app").backend().await.unwrap(), TTL).await;
     let mut held = Vec::new();
     for of in ["a", "b"] {
         let claim = lock(of);
         held.push(Held { grant: a.held(&claim).await, claim: claim.into() });
     }
-    let (log, _guard) = capture_logs();
+    let (log, _guard) = logs::capture();
     // Of one: the other is renewed.
     let () = server.run("ACL SETUSER app resetkeys ~app:eu:lock:{b}*");
-    match a.redis.renew(&a.session, &held).await.unwrap() {
+    match a.backend.renew(&a.session, &held).await.unwrap() {
         Renewal::Alive { claims, .. } => assert_eq!(claims.len(), 1, "{claims:?}"),
         other => panic!("{other:?}"),
     }
@@ -131,10 +133,10 @@ async fn a_renewal_that_is_refused_is_told_with_its_reason() {
     // Of all, since the script is gone and may not be loaded.
     let () = server.run("ACL SETUSER app ~app:eu:* -script|load");
     let () = server.run("SCRIPT FLUSH");
-    let refused = a.redis.renew(&a.session, &held).await.unwrap_err();
+    let refused = a.backend.renew(&a.session, &held).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Denied, "{refused}");
     let () = server.run("ACL SETUSER app +script|load");
-    match a.redis.renew(&a.session, &held).await.unwrap() {
+    match a.backend.renew(&a.session, &held).await.unwrap() {
         Renewal::Alive { claims, .. } => assert_eq!(claims.len(), 2, "{claims:?}"),
         other => panic!("{other:?}"),
     }
@@ -195,7 +197,7 @@ async fn credentials_that_are_wrong_or_missing_are_denied_without_being_shown() 
 #[tokio::test]
 async fn no_secret_is_shown_anywhere() {
     let server = Server::start_with(&["--save", "", "--requirepass", "sesame"]);
-    let (log, _guard) = capture_logs();
+    let (log, _guard) = logs::capture();
     let url = format!("redis://default:sesame@127.0.0.1:{}", server.port);
     let config = Config::new(&url).options(Options::new().node(Node::new("n")));
     let mut shown = format!("{config:?}");
@@ -241,11 +243,11 @@ async fn no_secret_is_shown_anywhere() {
 #[tokio::test]
 async fn a_server_that_may_evict_is_warned_of_once() {
     let server = Server::start_with(&["--save", "", "--maxmemory-policy", "volatile-lru"]);
-    let (log, _guard) = capture_logs();
-    Client::new(&server).await;
+    let (log, _guard) = logs::capture();
+    server.client().await;
     assert!(!log.text().contains("MAY EVICT"), "it has no limit: {}", log.text());
     let () = server.run("CONFIG SET maxmemory 100mb");
-    let a = Client::new(&server).await;
+    let a = server.client().await;
     a.held(&lock("a")).await;
     let () = server.run("CLIENT KILL TYPE pubsub");
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -254,7 +256,7 @@ async fn a_server_that_may_evict_is_warned_of_once() {
     assert_eq!(text.matches("MAY EVICT HELD LOCKS").count(), 1, "{text}");
     assert!(text.contains("WARN") && text.contains("volatile-lru"), "{text}");
     let () = server.run("CONFIG SET maxmemory-policy noeviction");
-    Client::new(&server).await;
+    server.client().await;
     assert_eq!(log.text().matches("MAY EVICT").count(), 1);
 }
 

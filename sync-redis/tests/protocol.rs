@@ -6,18 +6,20 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{Client, Server, claim, lock, name, nonce, record};
-use sync_core::backend::{Attempt, Backend, Claim, Ended, Held, Renewal, Renewed, Updated};
+use common::Server;
+use sync_conformance::driver::{Driver, TTL, claim, lock, name, nonce, record};
+use sync_conformance::logs;
+use sync_core::backend::{Attempt, Claim, Ended, Held, Renewal, Renewed, Updated};
 use sync_core::{ErrorKind, Kind};
 
 #[tokio::test]
 async fn one_holds_until_it_gives_back() {
     let server = Server::start();
-    let (a, b) = (Client::new(&server).await, Client::new(&server).await);
+    let (a, b) = (server.client().await, server.client().await);
     let (first, second) = (lock("a/b"), lock("a/b"));
     let grant = a.held(&first).await;
-    assert_eq!(grant.ttl, Some(common::TTL));
-    assert_eq!(a.redis.key(Kind::Lock, &name("a/b")), "sync:lock:{a=2Fb}");
+    assert_eq!(grant.ttl, Some(TTL));
+    assert_eq!(a.backend.key(Kind::Lock, &name("a/b")), "sync:lock:{a=2Fb}");
     assert_eq!(server.run::<String>("GET sync:lock:{a=2Fb}"), first.nonce.to_hex());
     b.blocked(&second).await;
     assert_eq!(b.end(&first).await, Ended::Released, "the nonce counts, whoever sends it");
@@ -30,7 +32,7 @@ async fn one_holds_until_it_gives_back() {
 #[tokio::test]
 async fn a_lock_and_an_election_of_one_name_are_two_things() {
     let server = Server::start();
-    let a = Client::new(&server).await;
+    let a = server.client().await;
     a.held(&lock("a")).await;
     a.held(&claim(Kind::Leader, "a", true)).await;
 }
@@ -38,7 +40,7 @@ async fn a_lock_and_an_election_of_one_name_are_two_things() {
 #[tokio::test]
 async fn nothing_but_the_counter_is_left_behind() {
     let server = Server::start();
-    let (a, b) = (Client::new(&server).await, Client::new(&server).await);
+    let (a, b) = (server.client().await, server.client().await);
     let (first, second, try_only) = (lock("a"), lock("a"), claim(Kind::Lock, "a", false));
     a.held(&first).await;
     b.blocked(&second).await;
@@ -55,7 +57,7 @@ async fn nothing_but_the_counter_is_left_behind() {
 #[tokio::test]
 async fn the_record_goes_with_its_claim_also_where_that_was_taken_away() {
     let server = Server::start();
-    let a = Client::new(&server).await;
+    let a = server.client().await;
     let (first, second) = (lock("a"), lock("a"));
     a.held(&first).await;
     let () = server.run("SET sync:lock:{a} other");
@@ -69,7 +71,7 @@ async fn the_record_goes_with_its_claim_also_where_that_was_taken_away() {
 #[tokio::test]
 async fn tokens_grow_also_within_100_us_and_after_flushall() {
     let server = Server::start();
-    let a = Client::new(&server).await;
+    let a = server.client().await;
     let mut tokens = Vec::new();
     for _ in 0..50 {
         let claim = lock("a");
@@ -90,10 +92,10 @@ async fn tokens_grow_also_within_100_us_and_after_flushall() {
 #[tokio::test]
 async fn a_counter_that_is_none_is_refused() {
     let server = Server::start();
-    let a = Client::new(&server).await;
+    let a = server.client().await;
     for nonsense in ["text", "nan", "-1", "9007199254740991", "1e300", "inf"] {
         let () = server.run(&format!("SET sync:lock:{{a}}:token {nonsense}"));
-        let refused = a.redis.try_claim(&a.session, &lock("a"), None, false).await.unwrap_err();
+        let refused = a.backend.try_claim(&a.session, &lock("a"), None, false).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Foreign, "{nonsense}");
         assert!(refused.settled());
         assert_eq!(server.run::<i64>("EXISTS sync:lock:{a}"), 0);
@@ -103,7 +105,7 @@ async fn a_counter_that_is_none_is_refused() {
 #[tokio::test]
 async fn a_repeated_attempt_finds_its_own_success() {
     let server = Server::start();
-    let a = Client::with_ttl(&server, Duration::from_secs(5)).await;
+    let a = server.client_with(Duration::from_secs(5)).await;
     let claim = lock("a");
     let grant = a.held(&claim).await;
     let () = server.run("PEXPIRE sync:lock:{a} 1000");
@@ -115,24 +117,24 @@ async fn a_repeated_attempt_finds_its_own_success() {
 #[tokio::test]
 async fn a_repeated_attempt_does_not_undo_a_changed_record() {
     let server = Server::start();
-    let a = Client::new(&server).await;
+    let a = server.client().await;
     let old = claim(Kind::Leader, "a", true);
     let grant = a.held(&old).await;
     let new =
         Claim::new(Kind::Leader, name("a"), old.nonce, record("renamed", old.nonce).into(), true);
-    let Updated::Done(_) = a.redis.update(&a.session, &new, &grant).await.unwrap() else {
+    let Updated::Done(_) = a.backend.update(&a.session, &new, &grant).await.unwrap() else {
         panic!("not updated")
     };
     let read_back = a.held(&old).await;
     assert_eq!(read_back.version.as_bytes(), &*new.record);
-    let seen = a.redis.holder(Kind::Leader, &name("a")).await.unwrap().holder.unwrap();
+    let seen = a.backend.holder(Kind::Leader, &name("a")).await.unwrap().holder.unwrap();
     assert_eq!(seen.record, &*new.record);
 }
 
 #[tokio::test]
 async fn where_the_counter_is_gone_the_nonce_ends_and_no_token_is_made_up() {
     let server = Server::start();
-    let a = Client::new(&server).await;
+    let a = server.client().await;
     let first = lock("a");
     a.held(&first).await;
     let () = server.run("DEL sync:lock:{a}:token");
@@ -145,7 +147,7 @@ async fn where_the_counter_is_gone_the_nonce_ends_and_no_token_is_made_up() {
 #[tokio::test]
 async fn what_was_abandoned_comes_too_late() {
     let server = Server::start();
-    let (a, b) = (Client::new(&server).await, Client::new(&server).await);
+    let (a, b) = (server.client().await, server.client().await);
     let (never, waits) = (lock("a"), lock("a"));
     // The attempts arrive after their abandon.
     assert_eq!(a.abandon(&never).await, Ended::NotOurs);
@@ -168,17 +170,17 @@ async fn what_was_abandoned_comes_too_late() {
 #[tokio::test]
 async fn service_is_in_the_order_of_arrival_and_nobody_slips_in() {
     let server = Server::start();
-    let a = Client::new(&server).await;
+    let a = server.client().await;
     let holder = lock("a");
     a.held(&holder).await;
     let mut line = Vec::new();
     for _ in 0..5 {
-        let (client, claim) = (Client::new(&server).await, lock("a"));
+        let (client, claim) = (server.client().await, lock("a"));
         client.blocked(&claim).await;
         line.push((client, claim));
     }
     a.end(&holder).await;
-    let stranger = Client::new(&server).await;
+    let stranger = server.client().await;
     stranger.blocked(&claim(Kind::Lock, "a", false)).await;
     for (number, (client, claim)) in line.iter().enumerate() {
         for (later, claim) in &line[number + 1..] {
@@ -193,19 +195,19 @@ async fn service_is_in_the_order_of_arrival_and_nobody_slips_in() {
 #[tokio::test]
 async fn a_release_wakes_the_head_and_nobody_else() {
     let server = Server::start();
-    let a = Client::new(&server).await;
+    let a = server.client().await;
     let holder = lock("a");
     a.held(&holder).await;
-    let (b, c) = (Client::new(&server).await, Client::new(&server).await);
+    let (b, c) = (server.client().await, server.client().await);
     let (second, third) = (lock("a"), lock("a"));
     let (place, behind) = (b.blocked(&second).await, c.blocked(&third).await);
     a.end(&holder).await;
     // The message came before the wait.
-    let woken = |client: &Client, claim: &Claim, place| {
-        let (redis, session) = (client.redis.clone(), client.session.clone());
+    let woken = |client: &Driver, claim: &Claim, place| {
+        let (backend, session) = (client.backend.clone(), client.session.clone());
         let (claim, place) = (claim.clone(), place);
         async move {
-            let wait = redis.wait(&session, &claim, &place);
+            let wait = backend.wait(&session, &claim, &place);
             tokio::time::timeout(Duration::from_millis(300), wait).await.is_ok()
         }
     };
@@ -220,8 +222,7 @@ async fn a_release_wakes_the_head_and_nobody_else() {
 #[tokio::test]
 async fn whoever_died_in_line_is_passed_over() {
     let server = Server::start();
-    let (a, dead, c) =
-        (Client::new(&server).await, Client::new(&server).await, Client::new(&server).await);
+    let (a, dead, c) = (server.client().await, server.client().await, server.client().await);
     let (holder, ghost, third) = (lock("a"), lock("a"), lock("a"));
     a.held(&holder).await;
     dead.blocked(&ghost).await;
@@ -238,8 +239,8 @@ async fn whoever_died_in_line_is_passed_over() {
 async fn whoever_died_in_line_blocks_no_longer_than_its_ttl() {
     let server = Server::start();
     let ttl = Duration::from_millis(600);
-    let (a, c) = (Client::new(&server).await, Client::with_ttl(&server, ttl).await);
-    let (dead, slow) = (Client::with_ttl(&server, ttl).await, Client::new(&server).await);
+    let (a, c) = (server.client().await, server.client_with(ttl).await);
+    let (dead, slow) = (server.client_with(ttl).await, server.client().await);
     let (holder, ghost, patient, third) = (lock("a"), lock("a"), lock("a"), lock("a"));
     a.held(&holder).await;
     dead.blocked(&ghost).await;
@@ -262,7 +263,7 @@ async fn whoever_died_in_line_blocks_no_longer_than_its_ttl() {
 #[tokio::test]
 async fn a_line_of_which_nobody_lives_goes_by_itself() {
     let server = Server::start();
-    let a = Client::new(&server).await;
+    let a = server.client().await;
     a.held(&lock("a")).await;
     a.blocked(&lock("a")).await;
     assert!((1..=6000).contains(&server.run::<i64>("PTTL sync:lock:{a}:line")));
@@ -272,7 +273,7 @@ async fn a_line_of_which_nobody_lives_goes_by_itself() {
 #[tokio::test]
 async fn a_line_full_of_rubbish_blocks_nobody_for_long() {
     let server = Server::start();
-    let (a, b) = (Client::new(&server).await, Client::new(&server).await);
+    let (a, b) = (server.client().await, server.client().await);
     let holder = lock("a");
     a.held(&holder).await;
     let fill = "for i = 1, 100000 do redis.call('ZADD', KEYS[1], i, 'junk' .. i) \
@@ -294,8 +295,8 @@ async fn a_line_full_of_rubbish_blocks_nobody_for_long() {
 #[tokio::test]
 async fn only_the_head_looks_at_the_expiry() {
     let server = Server::start();
-    let a = Client::with_ttl(&server, Duration::from_millis(200)).await;
-    let b = Client::new(&server).await;
+    let a = server.client_with(Duration::from_millis(200)).await;
+    let b = server.client().await;
     a.held(&lock("a")).await;
     let (head, behind) = (lock("a"), lock("a"));
     assert!(b.blocked(&head).await.look_after.unwrap() <= Duration::from_millis(201));
@@ -308,7 +309,7 @@ async fn only_the_head_looks_at_the_expiry() {
 #[tokio::test]
 async fn a_renewal_extends_what_is_ours_and_tells_what_is_lost() {
     let server = Server::start();
-    let a = Client::with_ttl(&server, Duration::from_secs(5)).await;
+    let a = server.client_with(Duration::from_secs(5)).await;
     let claims: Vec<Claim> = (0..1203).map(|n| lock(&format!("n{n}"))).collect();
     let mut held = Vec::new();
     for claim in &claims {
@@ -323,7 +324,7 @@ async fn a_renewal_extends_what_is_ours_and_tells_what_is_lost() {
     let () = server.run("LPUSH sync:lock:{n3} x");
     let () = server.run("DEL sync:lock:{n4}:token");
     let () = server.run("SCRIPT FLUSH");
-    let Renewal::Alive { ttl, claims: known } = a.redis.renew(&a.session, &held).await.unwrap()
+    let Renewal::Alive { ttl, claims: known } = a.backend.renew(&a.session, &held).await.unwrap()
     else {
         panic!("a session of Redis does not end")
     };
@@ -342,40 +343,44 @@ async fn a_renewal_extends_what_is_ours_and_tells_what_is_lost() {
 #[tokio::test]
 async fn a_time_to_live_that_falls_too_fast_is_logged() {
     let server = Server::start();
-    let (log, _guard) = common::capture_logs();
-    let a = Client::with_ttl(&server, Duration::from_secs(5)).await;
+    let (log, _guard) = logs::capture();
+    let a = server.client_with(Duration::from_secs(5)).await;
     let claim = lock("a");
     let held = [Held { grant: a.held(&claim).await, claim: claim.into() }];
-    a.redis.renew(&a.session, &held).await.unwrap();
-    a.redis.renew(&a.session, &held).await.unwrap();
+    a.backend.renew(&a.session, &held).await.unwrap();
+    a.backend.renew(&a.session, &held).await.unwrap();
     assert!(!log.text().contains("fell faster"), "{}", log.text());
     let () = server.run("PEXPIRE sync:lock:{a} 3000");
-    a.redis.renew(&a.session, &held).await.unwrap();
+    a.backend.renew(&a.session, &held).await.unwrap();
     assert!(log.text().contains("fell faster"), "{}", log.text());
 }
 
 #[tokio::test]
 async fn a_record_changes_only_from_the_state_that_is_known() {
     let server = Server::start();
-    let a = Client::new(&server).await;
+    let a = server.client().await;
     let first = claim(Kind::Leader, "a", true);
     let grant = a.held(&first).await;
     let with = |id: &str| {
         Claim::new(Kind::Leader, name("a"), first.nonce, record(id, first.nonce).into(), true)
     };
     let (second, third) = (with("second"), with("third"));
-    let Updated::Done(version) = a.redis.update(&a.session, &second, &grant).await.unwrap() else {
+    let Updated::Done(version) = a.backend.update(&a.session, &second, &grant).await.unwrap()
+    else {
         panic!("not updated")
     };
-    let again = a.redis.update(&a.session, &second, &grant).await.unwrap();
+    let again = a.backend.update(&a.session, &second, &grant).await.unwrap();
     assert!(matches!(again, Updated::Done(_)), "repeated, it finds itself done");
-    let late = a.redis.update(&a.session, &third, &grant).await.unwrap();
+    let late = a.backend.update(&a.session, &third, &grant).await.unwrap();
     assert!(matches!(&late, Updated::Stale(now) if *now == version), "a late one undoes nothing");
     let grant = sync_core::backend::Grant { version, ..grant };
-    assert!(matches!(a.redis.update(&a.session, &third, &grant).await.unwrap(), Updated::Done(_)));
+    assert!(matches!(
+        a.backend.update(&a.session, &third, &grant).await.unwrap(),
+        Updated::Done(_)
+    ));
     assert!(server.run::<i64>("PTTL sync:leader:{a}:holder") > 0);
     a.end(&first).await;
-    let gone = a.redis.update(&a.session, &second, &grant).await.unwrap();
+    let gone = a.backend.update(&a.session, &second, &grant).await.unwrap();
     assert!(matches!(gone, Updated::NotOurs));
     assert_eq!(server.run::<i64>("EXISTS sync:leader:{a}:holder"), 0);
 }
@@ -384,7 +389,7 @@ async fn a_record_changes_only_from_the_state_that_is_known() {
 async fn what_others_left_under_our_keys_is_foreign_and_left_alone() {
     for suffix in ["", ":token", ":holder", ":line", ":beat"] {
         let server = Server::start();
-        let a = Client::new(&server).await;
+        let a = server.client().await;
         let key = format!("sync:lock:{{a}}{suffix}");
         let () = server.run(&format!("HSET {key} field value"));
         if suffix == ":beat" {
@@ -392,7 +397,7 @@ async fn what_others_left_under_our_keys_is_foreign_and_left_alone() {
             let () = server.run("SET sync:lock:{a} other");
         }
         let keys = server.run::<Vec<String>>("KEYS *").len();
-        let refused = a.redis.try_claim(&a.session, &lock("a"), None, false).await.unwrap_err();
+        let refused = a.backend.try_claim(&a.session, &lock("a"), None, false).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Foreign, "{key}: {refused}");
         assert!(refused.settled(), "{key}");
         assert_eq!(server.run::<Vec<String>>("KEYS *").len(), keys, "{key}");
@@ -406,8 +411,8 @@ async fn what_others_left_under_our_keys_is_foreign_and_left_alone() {
 #[tokio::test]
 async fn a_holder_is_shown_whoever_it_is() {
     let server = Server::start();
-    let a = Client::new(&server).await;
-    let see = async |of: &str| a.redis.holder(Kind::Lock, &name(of)).await.unwrap();
+    let a = server.client().await;
+    let see = async |of: &str| a.backend.holder(Kind::Lock, &name(of)).await.unwrap();
     let nobody = see("a").await;
     assert!(nobody.holder.is_none());
     let claim = lock("a");
@@ -427,21 +432,20 @@ async fn a_holder_is_shown_whoever_it_is() {
     let () = redis::cmd("SET").arg("sync:lock:{d}").arg("").query(&mut server.raw()).unwrap();
     assert!(see("d").await.holder.is_some(), "an empty value is held too");
     let () = server.run("HSET sync:lock:{e} f v");
-    let refused = a.redis.holder(Kind::Lock, &name("e")).await.unwrap_err();
+    let refused = a.backend.holder(Kind::Lock, &name("e")).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Foreign);
 }
 
 #[tokio::test]
 async fn a_follower_is_told_of_each_change_at_once_and_of_an_expiry_within_a_second() {
     let server = Server::start();
-    let (a, b) =
-        (Client::with_ttl(&server, Duration::from_millis(400)).await, Client::new(&server).await);
+    let (a, b) = (server.client_with(Duration::from_millis(400)).await, server.client().await);
     let leader = claim(Kind::Leader, "a", true);
-    let mut seen = b.redis.holder(Kind::Leader, &name("a")).await.unwrap();
+    let mut seen = b.backend.holder(Kind::Leader, &name("a")).await.unwrap();
     let mut grant = None;
     for step in 0..4 {
         let of = name("a");
-        let watch = b.redis.watch(Kind::Leader, &of, &seen.version);
+        let watch = b.backend.watch(Kind::Leader, &of, &seen.version);
         let change = async {
             tokio::time::sleep(Duration::from_millis(100)).await;
             match step {
@@ -449,7 +453,7 @@ async fn a_follower_is_told_of_each_change_at_once_and_of_an_expiry_within_a_sec
                 1 => {
                     let new = record("new", leader.nonce).into();
                     let new = Claim::new(Kind::Leader, name("a"), leader.nonce, new, true);
-                    a.redis.update(&a.session, &new, grant.as_ref().unwrap()).await.unwrap();
+                    a.backend.update(&a.session, &new, grant.as_ref().unwrap()).await.unwrap();
                 }
                 2 => drop(a.end(&leader).await),
                 _ => drop(a.held(&claim(Kind::Leader, "a", true)).await),
@@ -464,7 +468,7 @@ async fn a_follower_is_told_of_each_change_at_once_and_of_an_expiry_within_a_sec
         seen = sighting;
     }
     let began = Instant::now();
-    let gone = b.redis.watch(Kind::Leader, &name("a"), &seen.version).await.unwrap();
+    let gone = b.backend.watch(Kind::Leader, &name("a"), &seen.version).await.unwrap();
     assert!(gone.holder.is_none());
     assert!(began.elapsed() < Duration::from_millis(1600), "{:?}", began.elapsed());
 }
@@ -472,18 +476,18 @@ async fn a_follower_is_told_of_each_change_at_once_and_of_an_expiry_within_a_sec
 #[tokio::test]
 async fn subscriptions_end_with_their_followers() {
     let server = Server::start();
-    let a = Client::new(&server).await;
-    let seen = a.redis.holder(Kind::Leader, &name("a")).await.unwrap();
+    let a = server.client().await;
+    let seen = a.backend.holder(Kind::Leader, &name("a")).await.unwrap();
     for _ in 0..3 {
         let of = name("a");
-        let watch = a.redis.watch(Kind::Leader, &of, &seen.version);
+        let watch = a.backend.watch(Kind::Leader, &of, &seen.version);
         assert!(tokio::time::timeout(Duration::from_millis(200), watch).await.is_err());
     }
     let channels = || server.run::<Vec<String>>("PUBSUB CHANNELS sync:leader:*").len();
     assert_eq!(channels(), 1);
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert_eq!(channels(), 0);
-    a.redis.close(&a.session).await.unwrap();
+    a.backend.close(&a.session).await.unwrap();
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(server.run::<Vec<String>>("PUBSUB CHANNELS *").is_empty(), "close unsubscribes");
 }
@@ -491,7 +495,7 @@ async fn subscriptions_end_with_their_followers() {
 #[tokio::test]
 async fn the_same_nonce_does_not_hold_two_names() {
     let server = Server::start();
-    let a = Client::new(&server).await;
+    let a = server.client().await;
     let nonce = nonce();
     let claim = |of| Claim::new(Kind::Lock, name(of), nonce, record("n", nonce).into(), true);
     let one = a.held(&claim("a")).await;

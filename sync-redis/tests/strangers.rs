@@ -4,14 +4,15 @@
 
 mod common;
 
-use common::{Client, Server, claim, lock, record};
-use sync_core::backend::{Backend, Claim, Ended, Updated};
+use common::Server;
+use sync_conformance::driver::{claim, lock, name, record};
+use sync_core::backend::{Claim, Ended, Updated};
 use sync_core::{ErrorKind, Kind, LONGEST_RECORD};
 
 #[tokio::test]
 async fn a_record_longer_than_any_of_ours_is_not_read() {
     let server = Server::start();
-    let a = Client::new(&server).await;
+    let a = server.client().await;
     let claim = claim(Kind::Leader, "a", true);
     let grant = a.held(&claim).await;
     let write = |length: usize| {
@@ -19,7 +20,7 @@ async fn a_record_longer_than_any_of_ours_is_not_read() {
         let () = server.run(&format!("SET sync:leader:{{a}}:holder {text}"));
     };
     write(LONGEST_RECORD);
-    match a.redis.update(&a.session, &claim, &grant).await.unwrap() {
+    match a.backend.update(&a.session, &claim, &grant).await.unwrap() {
         Updated::Stale(version) => assert_eq!(version.as_bytes().len(), LONGEST_RECORD),
         other => panic!("{other:?}"),
     }
@@ -28,8 +29,8 @@ async fn a_record_longer_than_any_of_ours_is_not_read() {
     assert_eq!(a.held(&claim).await.version.as_bytes(), &*claim.record);
     write(LONGEST_RECORD + 1);
     let text: std::sync::Arc<[u8]> = record("new", claim.nonce).into();
-    let renamed = Claim::new(Kind::Leader, common::name("a"), claim.nonce, text.clone(), true);
-    match a.redis.update(&a.session, &renamed, &grant).await.unwrap() {
+    let renamed = Claim::new(Kind::Leader, name("a"), claim.nonce, text.clone(), true);
+    match a.backend.update(&a.session, &renamed, &grant).await.unwrap() {
         Updated::Done(version) => assert_eq!(version.as_bytes(), &*text),
         other => panic!("{other:?}"),
     }
@@ -39,12 +40,12 @@ async fn a_record_longer_than_any_of_ours_is_not_read() {
 #[tokio::test]
 async fn a_counter_that_was_overwritten_while_held_is_refused() {
     let server = Server::start();
-    let a = Client::new(&server).await;
+    let a = server.client().await;
     let claim = lock("a");
     a.held(&claim).await;
     for wrong in ["garbage", "1e3", "-1", "9007199254740992"] {
         let () = server.run(&format!("SET sync:lock:{{a}}:token {wrong}"));
-        let refused = a.redis.try_claim(&a.session, &claim, None, false).await.unwrap_err();
+        let refused = a.backend.try_claim(&a.session, &claim, None, false).await.unwrap_err();
         assert_eq!((refused.kind(), refused.settled()), (ErrorKind::Foreign, true), "{refused}");
     }
     assert_eq!(a.end(&claim).await, Ended::Released);
@@ -53,12 +54,12 @@ async fn a_counter_that_was_overwritten_while_held_is_refused() {
 #[tokio::test]
 async fn a_place_in_line_is_not_the_claim_that_was_granted() {
     let server = Server::start();
-    let (a, b) = (Client::new(&server).await, Client::new(&server).await);
+    let (a, b) = (server.client().await, server.client().await);
     let (first, second) = (lock("a"), lock("a"));
     let grant = a.held(&first).await;
     b.blocked(&second).await;
     // As if it had held, was taken over, and an attempt of its own came late.
-    let ended = b.redis.end(&b.session, &second, Some(&grant), false).await.unwrap();
+    let ended = b.backend.end(&b.session, &second, Some(&grant), false).await.unwrap();
     assert_eq!(ended, Ended::NotOurs);
     b.blocked(&second).await;
     assert_eq!(b.end(&second).await, Ended::Released);

@@ -4,65 +4,49 @@
 
 mod common;
 
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use common::{Server, free_port};
+use sync_conformance::certificates::Certificates;
 use sync_core::{Error, ErrorKind};
 use sync_redis::{Config, Coordinator, Options};
 
-/// Certificates of one's own, made by `openssl`.
-fn make(dir: &Path, name: &str, host: &str, days: i32, ca: &str) {
-    let script = format!(
-        "set -e; cd '{}'
-        key='-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout {name}.key'
-        if [ {name} = {ca} ]; then
-            openssl req -x509 $key -out {name}.pem -subj /CN={name} -days {days}
-        else
-            openssl req $key -out {name}.csr -subj /CN={name} -addext subjectAltName=DNS:{host}
-            openssl x509 -req -in {name}.csr -CA {ca}.pem -CAkey {ca}.key -copy_extensions copy \
-                -days {days} -out {name}.pem
-        fi",
-        dir.display()
-    );
-    let made = Command::new("sh").args(["-c", &script]).output().unwrap();
-    let why = String::from_utf8_lossy(&made.stderr);
-    assert!(made.status.success(), "no certificates (apt-get install openssl): {why}");
-}
-
 struct Secure {
     server: Server,
+    made: Certificates,
     port: u16,
 }
 
 impl Secure {
-    /// A server that shows `certificate` and asks for the client's or does not.
-    fn start(certificate: &str, days: i32, clients: &str) -> Self {
-        let port = free_port();
-        let mut server = Server::start();
-        let dir = server.dir.path().to_owned();
-        make(&dir, "ca", "", 2, "ca");
-        make(&dir, "other", "", 2, "other");
-        make(&dir, certificate, "localhost", days, "ca");
-        make(&dir, "client", "client", 2, "ca");
-        let file = |name: &str| dir.join(name).display().to_string();
+    /// A server whose certificate is good for so many days, and that asks for the client's or does
+    /// not.
+    fn start(days: i32, clients: &str) -> Self {
+        let made = Certificates::new().unwrap();
+        made.authority("ca").unwrap();
+        made.authority("other").unwrap();
+        made.signed("server", "DNS:localhost", days, "ca").unwrap();
+        made.signed("client", "DNS:client", 2, "ca").unwrap();
+        let (port, mut server) = (free_port(), Server::start());
         for (option, value) in [
             ("--tls-port", port.to_string()),
-            ("--tls-cert-file", file(&format!("{certificate}.pem"))),
-            ("--tls-key-file", file(&format!("{certificate}.key"))),
-            ("--tls-ca-cert-file", file("ca.pem")),
+            ("--tls-cert-file", made.path("server").display().to_string()),
+            ("--tls-key-file", made.key_path("server").display().to_string()),
+            ("--tls-ca-cert-file", made.path("ca").display().to_string()),
             ("--tls-auth-clients", clients.to_owned()),
         ] {
             server.add_argument(option);
             server.add_argument(&value);
         }
         server.restart();
-        Self { server, port }
+        Self { server, made, port }
     }
 
     fn pem(&self, name: &str) -> Vec<u8> {
-        std::fs::read(self.server.dir.path().join(name)).unwrap()
+        self.made.pem(name).unwrap()
+    }
+
+    fn key(&self) -> Vec<u8> {
+        self.made.key("client").unwrap()
     }
 
     fn config(&self) -> Config {
@@ -79,19 +63,19 @@ fn refused(outcome: Result<Coordinator, Error>, word: &str, advice: &str) {
 
 #[tokio::test]
 async fn a_certificate_that_fits_is_taken_and_no_other() {
-    let secure = Secure::start("server", 2, "no");
-    let sync = secure.config().ca(secure.pem("ca.pem")).connect().await.unwrap();
+    let secure = Secure::start(2, "no");
+    let sync = secure.config().ca(secure.pem("ca")).connect().await.unwrap();
     sync.lock("a").acquire().await.unwrap().release().await.unwrap();
 
-    let other = secure.config().ca(secure.pem("other.pem")).connect().await;
+    let other = secure.config().ca(secure.pem("other")).connect().await;
     refused(other, "UnknownIssuer", "Config::ca");
     let address = Config::new(format!("rediss://127.0.0.1:{}", secure.port));
-    let wrong_host = address.clone().ca(secure.pem("ca.pem")).connect().await;
+    let wrong_host = address.clone().ca(secure.pem("ca")).connect().await;
     refused(wrong_host, "not valid for name", "another host name");
     // A server without TLS: Redis waits for the end of what it takes for a line.
     let plain = Config::new(format!("rediss://localhost:{}", secure.server.port))
         .options(Options::new().connect_timeout(Duration::from_millis(500)));
-    refused(plain.ca(secure.pem("ca.pem")).connect().await, "TLS", "redis://");
+    refused(plain.ca(secure.pem("ca")).connect().await, "TLS", "redis://");
     let nonsense = secure.config().ca("no PEM").connect().await;
     assert!(nonsense.is_err(), "no certificate is trusted, so none is taken");
 
@@ -101,17 +85,17 @@ async fn a_certificate_that_fits_is_taken_and_no_other() {
 
 #[tokio::test]
 async fn an_expired_certificate_is_refused() {
-    let secure = Secure::start("server", -1, "no");
-    let expired = secure.config().ca(secure.pem("ca.pem")).connect().await;
+    let secure = Secure::start(-1, "no");
+    let expired = secure.config().ca(secure.pem("ca")).connect().await;
     refused(expired, "expired", "has expired");
 }
 
 #[tokio::test]
 async fn a_server_that_wants_to_know_its_clients_gets_a_certificate() {
-    let secure = Secure::start("server", 2, "yes");
-    let config = secure.config().ca(secure.pem("ca.pem"));
+    let secure = Secure::start(2, "yes");
+    let config = secure.config().ca(secure.pem("ca"));
     refused(config.clone().connect().await, "ertificate", "Config::identity");
-    let identity = (secure.pem("client.pem"), secure.pem("client.key"));
+    let identity = (secure.pem("client"), secure.key());
     config.identity(identity.0, identity.1).connect().await.unwrap();
 }
 
@@ -135,9 +119,9 @@ async fn without_a_ca_nobody_is_trusted() {
 
 #[tokio::test]
 async fn a_key_is_not_shown() {
-    let secure = Secure::start("server", 2, "no");
-    let key = secure.pem("client.key");
-    let config = secure.config().ca(secure.pem("ca.pem")).identity("sesame", key.clone());
+    let secure = Secure::start(2, "no");
+    let key = secure.key();
+    let config = secure.config().ca(secure.pem("ca")).identity("sesame", key.clone());
     let mut shown = format!("{config:?}");
     shown += &format!("{:?}", config.connect().await.unwrap_err());
     let secret = String::from_utf8(key).unwrap();

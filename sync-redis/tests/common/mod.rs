@@ -10,8 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use redis::{Connection, FromRedisValue};
-use sync_core::backend::{Attempt, Backend, Claim, Grant, Nonce, Session, Ticket};
-use sync_core::{Kind, Name, OsRng, Rng};
+use sync_conformance::driver::{Driver, TTL};
 use sync_redis::{Config, Options, Redis};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -120,6 +119,14 @@ impl Server {
     pub(crate) async fn backend(&self) -> Redis {
         Config::new(self.url()).backend().await.unwrap()
     }
+
+    pub(crate) async fn client(&self) -> Driver {
+        self.client_with(TTL).await
+    }
+
+    pub(crate) async fn client_with(&self, ttl: Duration) -> Driver {
+        Driver::on(self.backend().await, ttl).await
+    }
 }
 
 impl Drop for Server {
@@ -137,117 +144,6 @@ pub(crate) fn free_port() -> u16 {
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
-    }
-}
-
-pub(crate) fn nonce() -> Nonce {
-    let mut bytes = [0; 16];
-    OsRng::new().fill(&mut bytes).unwrap();
-    Nonce::from_bytes(bytes)
-}
-
-pub(crate) fn name(name: &str) -> Name {
-    Name::parse(name).unwrap()
-}
-
-/// The record that a claim has here, as the core would write it.
-pub(crate) fn record(id: &str, nonce: Nonce) -> Vec<u8> {
-    format!(r#"{{"id":"{id}","nonce":"{}"}}"#, nonce.to_hex()).into_bytes()
-}
-
-pub(crate) fn claim(kind: Kind, of: &str, queue: bool) -> Claim {
-    let nonce = nonce();
-    Claim::new(kind, name(of), nonce, record("node", nonce).into(), queue)
-}
-
-pub(crate) fn lock(of: &str) -> Claim {
-    claim(Kind::Lock, of, true)
-}
-
-pub(crate) const TTL: Duration = Duration::from_secs(10);
-
-/// One session on a backend, as the core would drive it.
-pub(crate) struct Client {
-    pub(crate) redis: Arc<Redis>,
-    pub(crate) session: Session,
-}
-
-impl Client {
-    pub(crate) async fn new(server: &Server) -> Self {
-        Self::with_ttl(server, TTL).await
-    }
-
-    pub(crate) async fn with_ttl(server: &Server, ttl: Duration) -> Self {
-        Self::on(server.backend().await, ttl).await
-    }
-
-    pub(crate) async fn on(redis: Redis, ttl: Duration) -> Self {
-        let session = redis.open(ttl).await.unwrap();
-        Self { redis: Arc::new(redis), session }
-    }
-
-    pub(crate) async fn attempt(&self, claim: &Claim) -> Attempt {
-        self.redis.try_claim(&self.session, claim, None, false).await.unwrap()
-    }
-
-    pub(crate) async fn held(&self, claim: &Claim) -> Grant {
-        match self.attempt(claim).await {
-            Attempt::Held(grant) => grant,
-            other => panic!("not held: {other:?}"),
-        }
-    }
-
-    pub(crate) async fn blocked(&self, claim: &Claim) -> Ticket {
-        match self.attempt(claim).await {
-            Attempt::Blocked(ticket) => ticket,
-            other => panic!("not blocked: {other:?}"),
-        }
-    }
-
-    pub(crate) async fn end(&self, claim: &Claim) -> sync_core::backend::Ended {
-        self.redis.end(&self.session, claim, None, false).await.unwrap()
-    }
-
-    pub(crate) async fn abandon(&self, claim: &Claim) -> sync_core::backend::Ended {
-        self.redis.end(&self.session, claim, None, true).await.unwrap()
-    }
-
-    /// Tries as the core does until the claim is held.
-    pub(crate) async fn acquire(&self, claim: &Claim) -> Grant {
-        let mut ticket = None;
-        loop {
-            match self.redis.try_claim(&self.session, claim, ticket.as_ref(), false).await {
-                Ok(Attempt::Held(grant)) => return grant,
-                Ok(Attempt::Blocked(place)) => {
-                    let look = place.look_after.unwrap();
-                    let wait = self.redis.wait(&self.session, claim, &place);
-                    let _ = tokio::time::timeout(look, wait).await;
-                    ticket = Some(place);
-                }
-                Ok(other) => panic!("{other:?}"),
-                Err(error) => assert!(error.is_transient(), "{error}"),
-            }
-        }
-    }
-}
-
-/// Runs `work` as the core does: bounded, and dropped when the time is over.
-pub(crate) async fn bounded<T>(work: impl Future<Output = T>) -> Option<T> {
-    tokio::time::timeout(Duration::from_millis(500), work).await.ok()
-}
-
-/// Repeats `work` as the core does until it succeeds.
-pub(crate) async fn eventually<T, E>(
-    limit: Duration,
-    mut work: impl AsyncFnMut() -> Result<T, E>,
-) -> T {
-    let until = Instant::now() + limit;
-    loop {
-        if let Some(Ok(done)) = bounded(work()).await {
-            return done;
-        }
-        assert!(Instant::now() < until, "it did not come about within {limit:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -389,47 +285,6 @@ async fn pipe(
         }
     };
     tokio::join!(read, write);
-}
-
-/// Everything that is logged by this thread, as text.
-pub(crate) fn capture_logs() -> (Log, tracing::subscriber::DefaultGuard) {
-    let log = Log::default();
-    let guard = tracing::subscriber::set_default(log.clone());
-    (log, guard)
-}
-
-#[derive(Clone, Default)]
-pub(crate) struct Log(Arc<Mutex<String>>);
-
-impl Log {
-    pub(crate) fn text(&self) -> String {
-        self.0.lock().unwrap().clone()
-    }
-}
-
-impl tracing::Subscriber for Log {
-    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
-        true
-    }
-
-    fn new_span(&self, span: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        self.0.lock().unwrap().push_str(&format!("span {:?}\n", span.values()));
-        tracing::span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &tracing::span::Id, values: &tracing::span::Record<'_>) {
-        self.0.lock().unwrap().push_str(&format!("{values:?}\n"));
-    }
-
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-
-    fn event(&self, event: &tracing::Event<'_>) {
-        self.0.lock().unwrap().push_str(&format!("{} {event:?}\n", event.metadata().level()));
-    }
-
-    fn enter(&self, _: &tracing::span::Id) {}
-
-    fn exit(&self, _: &tracing::span::Id) {}
 }
 
 /// Where a test's own files are, under its server's directory.
