@@ -62,6 +62,7 @@ mod random;
 mod revocation;
 mod session;
 mod sightings;
+pub mod tls;
 mod token;
 mod trouble;
 

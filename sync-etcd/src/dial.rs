@@ -18,7 +18,7 @@ use sync_core::connection::{self, Dial, Health, Pending};
 use sync_core::{Clock, ErrorKind, StoreError};
 
 use crate::endpoint::Endpoint;
-use crate::error::Failure;
+use crate::error::{Failure, unconnected};
 
 /// How long a look at the other members may delay connecting.
 const CENSUS: Duration = Duration::from_millis(500);
@@ -73,7 +73,7 @@ impl Members {
                 };
                 let url = endpoint.url.clone();
                 let made = connect(&url, options, user.as_ref()).await;
-                Ok((made.map_err(|error| at(&url, Failure::from(error)))?, url))
+                Ok((made.map_err(|error| unconnected(&url, Failure::from(error)))?, url))
             }
             #[cfg(feature = "client")]
             Way::Own(client) => Ok((Client::clone(client), "the client that was given".into())),
@@ -156,10 +156,6 @@ async fn connect(
     }
 }
 
-fn at(url: &str, failure: Failure) -> StoreError {
-    failure.into_store().at(url)
-}
-
 #[async_trait]
 impl Dial for Members {
     type Connection = Connection;
@@ -176,10 +172,10 @@ impl Dial for Members {
             }
             Err(Failure::Answer(_)) => match header(&client).await.map_err(Failure::from) {
                 Ok(header) => self.check_cluster(&url, header.as_ref())?,
-                Err(failure) if failure.wants_another_member() => return Err(at(&url, failure)),
+                Err(failure) if failure.wants_another_member() => return Err(unconnected(&url, failure)),
                 Err(_) => {}
             },
-            Err(lost) => return Err(at(&url, lost)),
+            Err(lost) => return Err(unconnected(&url, lost)),
         }
         let clients = Clients {
             kv: client.kv_client(),

@@ -3,7 +3,7 @@
 use std::error::Error as _;
 
 use etcd_client::Error;
-use sync_core::{ErrorKind, StoreError};
+use sync_core::{ErrorKind, StoreError, tls};
 use tonic::{Code, Status};
 
 /// What every text of the server's own begins with.
@@ -120,6 +120,26 @@ fn lost(error: Error) -> StoreError {
     };
     let found = if unsent { StoreError::unsent(text) } else { StoreError::unknown(text) };
     found.caused_by(error)
+}
+
+/// What became of an attempt to connect to this member. Nothing that matters was sent.
+pub(crate) fn unconnected(url: &str, failure: Failure) -> StoreError {
+    let Failure::Lost(error) = failure else { return failure.into_store().at(url) };
+    let text = chain(&error);
+    // Of what goes wrong after the handshake the library only tells that it is over.
+    let over = ["connection closed", "connection reset", "broken pipe", "http2 error"];
+    let is_over = over.iter().any(|words| text.to_lowercase().contains(words));
+    let guess = || match url.starts_with("https:") {
+        _ if !is_over => None,
+        true => Some("the server may want a client certificate: Config::identity"),
+        false => Some("the server may speak TLS on this port: use https://"),
+    };
+    let advice = tls::advice(&text, "http://").or_else(|| guess().map(Into::into));
+    let found = StoreError::unsent(text).at(url).caused_by(error);
+    match advice {
+        Some(advice) => found.advise(advice),
+        None => found,
+    }
 }
 
 fn is_unconnected(status: &Status) -> bool {

@@ -27,11 +27,24 @@ mod with {
     }
 
     impl Pem {
-        fn read(self) -> Result<Vec<u8>, Error> {
-            match self {
-                Self::Bytes(bytes) => Ok(bytes),
-                Self::File(path) => std::fs::read(&path)
-                    .map_err(|error| invalid(format!("cannot read {}: {error}", path.display()))),
+        /// Reads what must hold an item with this label. Without one the library would trust
+        /// nobody, or show nothing, and say neither.
+        fn read(self, what: &str, label: &str) -> Result<Vec<u8>, Error> {
+            let (pem, place) = match self {
+                Self::Bytes(bytes) => (bytes, "what was given".to_owned()),
+                Self::File(path) => {
+                    let place = path.display().to_string();
+                    match std::fs::read(&path) {
+                        Ok(pem) => (pem, place),
+                        Err(error) => return Err(invalid(format!("cannot read {place}: {error}"))),
+                    }
+                }
+            };
+            let label = format!("{label}-----");
+            match pem.windows(label.len()).any(|found| found == label.as_bytes()) {
+                true => Ok(pem),
+                false => Err(invalid(format!("there is no {what} in {place}"))
+                    .advise("give it as PEM, which begins with -----BEGIN")),
             }
         }
     }
@@ -51,7 +64,11 @@ mod with {
             }
             let mut tls = TlsOptions::new();
             match self.ca {
-                Some(ca) => tls = tls.ca_certificate(Certificate::from_pem(ca.read()?)),
+                Some(ca) => {
+                    tls = tls.ca_certificate(Certificate::from_pem(
+                        ca.read("certificate", "BEGIN CERTIFICATE")?,
+                    ))
+                }
                 #[cfg(feature = "native-roots")]
                 None => tls = tls.with_native_roots(),
                 #[cfg(not(feature = "native-roots"))]
@@ -64,7 +81,9 @@ mod with {
                 }
             }
             if let Some((certificate, key)) = self.identity {
-                tls = tls.identity(Identity::from_pem(certificate.read()?, key.read()?));
+                let certificate = certificate.read("certificate", "BEGIN CERTIFICATE")?;
+                let key = key.read("private key", "PRIVATE KEY")?;
+                tls = tls.identity(Identity::from_pem(certificate, key));
             }
             Ok(options.with_tls(tls))
         }

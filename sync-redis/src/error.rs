@@ -1,7 +1,7 @@
 //! What the server's refusals and the client library's errors mean.
 
 use redis::{RedisError, ServerError, ServerErrorKind};
-use sync_core::{ErrorKind, StoreError};
+use sync_core::{ErrorKind, StoreError, tls};
 
 /// What a user needs, as the documentation shows it and a test uses it.
 const LEAST_PRIVILEGE: &str = include_str!("acl.txt");
@@ -94,27 +94,12 @@ pub(crate) fn unconnected(error: RedisError) -> StoreError {
         }
         Kind::RESP3NotSupported => refuse(ErrorKind::Unsupported).advise(RESP3),
         Kind::InvalidClientConfig => refuse(ErrorKind::Invalid),
-        _ => match tls_advice(&text) {
+        _ => match tls::advice(&text, "redis://") {
             Some(advice) => refuse(ErrorKind::Unreachable).advise(advice),
             None => StoreError::unsent(text.clone()),
         },
     };
     if text == whole { found.caused_by(error) } else { found }
-}
-
-/// What rustls's words for a failed handshake call for.
-fn tls_advice(text: &str) -> Option<&'static str> {
-    let known = [
-        ("unknownissuer", "give the CA that signed the server's certificate to Config::ca"),
-        ("not valid for name", "the certificate is for another host name than the URL's"),
-        ("notvalidforname", "the certificate is for another host name than the URL's"),
-        ("expired", "the server's certificate has expired"),
-        ("certificaterequired", "give a client certificate to Config::identity"),
-        ("handshakefailure", "the server may want a client certificate: Config::identity"),
-        ("invalidcontenttype", "the server does not speak TLS on this port: use redis://"),
-    ];
-    let text = text.to_lowercase();
-    known.into_iter().find(|(word, _)| text.contains(word)).map(|(_, advice)| advice)
 }
 
 pub(crate) fn permissions() -> String {
