@@ -14,7 +14,7 @@ use sync_core::{Coordinator, Error, ErrorKind, Options, StoreError};
 use crate::backend::Etcd;
 use crate::dial::{Connector, Members, Way, ask};
 use crate::endpoint::Endpoint;
-use crate::error::Failure;
+use crate::error::permissions;
 use crate::keys::Keys;
 use crate::tls::Tls;
 
@@ -209,7 +209,7 @@ async fn greet(connector: &Arc<Connector>, keys: &Keys) -> Result<(), StoreError
     connector.dial().check_all().await?;
     let (start, end) = keys.range();
     let never = Compare::version(start.as_str(), CompareOp::Less, 0);
-    let everything = DeleteOptions::new().with_range(end);
+    let everything = DeleteOptions::new().with_range(end.as_str());
     let probe = Txn::new()
         .when([never])
         .and_then([TxnOp::delete(start.as_str(), Some(everything))])
@@ -218,7 +218,10 @@ async fn greet(connector: &Arc<Connector>, keys: &Keys) -> Result<(), StoreError
         let (mut kv, probe) = (link.connection.kv(), probe.clone());
         async move { kv.txn(probe).await }
     });
-    probed.await.map(drop).map_err(Failure::into_store)
+    probed.await.map(drop).map_err(|failure| match failure.is_permission() {
+        true => failure.into_store().advise(permissions(&start, &end)),
+        false => failure.into_store(),
+    })
 }
 
 impl fmt::Debug for Config {

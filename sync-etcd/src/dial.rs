@@ -80,6 +80,14 @@ impl Members {
         }
     }
 
+    fn user(&self) -> Option<&(String, String)> {
+        match &self.way {
+            Way::Endpoints { user, .. } => user.as_ref(),
+            #[cfg(feature = "client")]
+            Way::Own(_) => None,
+        }
+    }
+
     /// Sees to it that all members that answer soon are of one cluster.
     pub(crate) async fn check_all(&self) -> Result<(), StoreError> {
         let (endpoints, options, user) = match &self.way {
@@ -184,6 +192,7 @@ impl Dial for Members {
             client,
             logins: AtomicU64::new(0),
             logging_in: tokio::sync::Mutex::default(),
+            user: self.user().cloned(),
             clock: Arc::clone(&self.clock),
         };
         Ok(Connection(Arc::new(clients)))
@@ -234,6 +243,7 @@ struct Clients {
     logins: AtomicU64,
     /// One at a time.
     logging_in: tokio::sync::Mutex<()>,
+    user: Option<(String, String)>,
     clock: Arc<dyn Clock>,
 }
 
@@ -255,13 +265,17 @@ impl Connection {
         Login(self.0.logins.load(Ordering::Acquire))
     }
 
-    /// Logs in again, unless somebody else has since `refused`: a server can stand few logins, and
-    /// all requests lose their token at the same time. The library does so by itself only where a
-    /// token has run out.
+    /// Logs in again, or for the first time where users were turned on meanwhile; unless somebody
+    /// else has since `refused`: a server can stand few logins, and all requests lose their token at
+    /// the same time. The library does so by itself only where a token has run out.
     pub(crate) async fn refresh_token(&self, refused: Login) -> Result<(), Error> {
         let _one = self.0.logging_in.lock().await;
         if self.login() == refused {
-            self.0.client.refresh_token().await?;
+            match &self.0.user {
+                // All clients of the connection share what this changes.
+                Some(user) => self.0.client.clone().update_user(Some(user.clone())).await?,
+                None => self.0.client.refresh_token().await?,
+            }
             self.0.logins.fetch_add(1, Ordering::Release);
         }
         Ok(())

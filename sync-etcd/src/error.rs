@@ -49,6 +49,11 @@ impl Failure {
         is_about_token(self.message())
     }
 
+    /// Whether this user may not do this.
+    pub(crate) fn is_permission(&self) -> bool {
+        is_about_permission(self.message())
+    }
+
     pub(crate) fn is_without_auth(&self) -> bool {
         self.message() == "authentication is not enabled"
     }
@@ -75,9 +80,15 @@ impl Failure {
     }
 }
 
-/// Whether the server says, in a reason or a refusal, that it does not take the token.
+/// Whether the server says, in a reason or a refusal, that this user may not do this.
+pub(crate) fn is_about_permission(message: &str) -> bool {
+    message.contains("permission denied")
+}
+
+/// Whether the server says, in a reason or a refusal, that it does not take the token, or wants one
+/// since users were turned on.
 pub(crate) fn is_about_token(message: &str) -> bool {
-    ["invalid auth token", "revision of auth store is old"]
+    ["invalid auth token", "revision of auth store is old", "user name is empty"]
         .iter()
         .any(|words| message.contains(words))
 }
@@ -89,7 +100,7 @@ fn answered(status: &Status) -> StoreError {
     let message = &text[SERVERS_OWN.len()..];
     let credentials = "give user and password of an etcd user: Config::user";
     match (status.code(), message) {
-        (Code::PermissionDenied, _) => refuse(ErrorKind::Denied).advise(permissions()),
+        (Code::PermissionDenied, _) => refuse(ErrorKind::Denied).advise(some_permissions()),
         (Code::Unauthenticated, _) => refuse(ErrorKind::Denied).advise(credentials),
         (Code::InvalidArgument, "user name is empty") => {
             refuse(ErrorKind::Denied).advise(credentials)
@@ -175,8 +186,15 @@ fn chain(error: &Error) -> String {
     text
 }
 
-/// What a user needs.
-pub(crate) fn permissions() -> &'static str {
-    "the user needs a role with readwrite on the namespace's keys: \
-     etcdctl role grant-permission ROLE readwrite NAMESPACE/ NAMESPACE0"
+/// What a user needs, whose namespace is this range of keys.
+pub(crate) fn permissions(start: &str, end: &str) -> String {
+    format!(
+        "the user needs a role with readwrite on the namespace's keys: \
+         etcdctl role grant-permission ROLE readwrite {start} {end}"
+    )
+}
+
+/// [`permissions`] where the namespace is not at hand.
+pub(crate) fn some_permissions() -> String {
+    permissions("NAMESPACE/", "NAMESPACE0")
 }

@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use etcd_client::{Error, KeyValue, WatchOptions, WatchRequestSender, WatchResponse};
 use sync_core::backend::Nonce;
-use sync_core::{StoreError, record_nonce};
+use sync_core::{ErrorKind, StoreError, record_nonce};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
 use crate::dial::{Connector, Link, Login, over};
-use crate::error::{Failure, is_about_token};
+use crate::error::{Failure, is_about_permission, is_about_token, some_permissions};
 
 /// Opens watches.
 #[derive(Debug)]
@@ -261,7 +261,11 @@ impl Watches {
                 "" => "the server gives no reason",
                 reason => reason,
             };
-            let closed = StoreError::unknown(format!("the server has ended a watch: {reason}"));
+            let text = format!("the server has ended a watch: {reason}");
+            let closed = match is_about_permission(reason) {
+                true => StoreError::refused(ErrorKind::Denied, text).advise(some_permissions()),
+                false => StoreError::unknown(text),
+            };
             if is_about_token(reason) {
                 // The stream keeps the token that it was opened with.
                 let refreshed = link.connection.refresh_token(login).await;
