@@ -178,12 +178,17 @@ impl Dial for Members {
                     warn_of_age(&url, status.version());
                 }
             }
-            Err(Failure::Answer(_)) => match header(&client).await.map_err(Failure::from) {
+            Err(failure) if failure.wants_another_member() => {
+                return Err(unconnected(&url, failure));
+            }
+            // That it does not tell everybody.
+            Err(_) => match header(&client).await.map_err(Failure::from) {
                 Ok(header) => self.check_cluster(&url, header.as_ref())?,
-                Err(failure) if failure.wants_another_member() => return Err(unconnected(&url, failure)),
+                Err(failure) if failure.wants_another_member() => {
+                    return Err(unconnected(&url, failure));
+                }
                 Err(_) => {}
             },
-            Err(lost) => return Err(unconnected(&url, lost)),
         }
         let clients = Clients {
             kv: client.kv_client(),

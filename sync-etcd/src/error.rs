@@ -135,7 +135,12 @@ fn lost(error: Error) -> StoreError {
 
 /// What became of an attempt to connect to this member. Nothing that matters was sent.
 pub(crate) fn unconnected(url: &str, failure: Failure) -> StoreError {
-    let Failure::Lost(error) = failure else { return failure.into_store().at(url) };
+    let elsewhere = failure.wants_another_member();
+    let error = match failure {
+        Failure::Lost(error) => error,
+        Failure::Answer(status) if elsewhere => Error::GRpcStatus(status),
+        refused => return refused.into_store().at(url),
+    };
     let text = chain(&error);
     // Of what goes wrong after the handshake the library only tells that it is over.
     let over = ["connection closed", "connection reset", "broken pipe", "http2 error"];
