@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget, TxnOp, TxnOpResponse, TxnResponse};
 use sync_core::{ErrorKind, StoreError};
 
-use crate::keys::Line;
+use crate::keys::{Line, read_lease};
 
 /// How many keys are looked at where the first are no claims.
 pub(crate) const SCAN: i64 = 1000;
@@ -49,6 +49,21 @@ pub(crate) fn found(answer: &TxnResponse) -> impl Iterator<Item = Vec<KeyValue>>
     })
 }
 
+/// A key as a log may show it: the lease that a claim's key names can be ended by whoever knows it.
+fn shown(line: &Line, key: &[u8]) -> String {
+    let rest = key.strip_prefix(line.prefix().as_bytes()).unwrap_or(key);
+    let rest = String::from_utf8_lossy(rest);
+    let lease = rest.split(['-', '/']).next().unwrap_or_default();
+    let is_lease = lease.len() > 6 && read_lease(lease).is_some();
+    let longest = if is_lease { 6 } else { 100 };
+    let mut text = line.prefix().to_owned();
+    text.extend(rest.chars().take(longest).flat_map(char::escape_debug));
+    if rest.chars().nth(longest).is_some() {
+        text.push('…');
+    }
+    text
+}
+
 /// Keys under a name's prefix by which nobody can hold: each is warned of once.
 #[derive(Debug, Default)]
 pub(crate) struct Strangers(Mutex<BTreeSet<Vec<u8>>>);
@@ -66,7 +81,7 @@ impl Strangers {
             if line.is_claim(key) {
                 return Ok(Some(key));
             }
-            self.warn(key);
+            self.warn(line, key);
         }
         if i64::try_from(found.len()).is_ok_and(|found| found < limit) {
             return Ok(None);
@@ -77,11 +92,11 @@ impl Strangers {
             .advise("remove what another program has put there: they were left alone"))
     }
 
-    fn warn(&self, key: &KeyValue) {
+    fn warn(&self, line: &Line, key: &KeyValue) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() < WARNINGS && known.insert(key.key().to_vec()) {
             tracing::warn!(
-                key = %String::from_utf8_lossy(key.key()),
+                key = shown(line, key.key()),
                 "a key that is no claim stands under a name's prefix: it is passed over here, but \
                  blocks etcdctl and Go's clients for as long as it stands"
             );

@@ -65,9 +65,8 @@ mod with {
             let mut tls = TlsOptions::new();
             match self.ca {
                 Some(ca) => {
-                    tls = tls.ca_certificate(Certificate::from_pem(
-                        ca.read("certificate", "BEGIN CERTIFICATE")?,
-                    ))
+                    let ca = ca.read("certificate", "BEGIN CERTIFICATE")?;
+                    tls = tls.ca_certificate(Certificate::from_pem(ca));
                 }
                 #[cfg(feature = "native-roots")]
                 None => tls = tls.with_native_roots(),
