@@ -65,6 +65,11 @@ impl Progress {
         self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Nothing is known from here on, until the store answers.
+    fn not_answered(&self) {
+        self.set(Some(StoreError::unknown("the store did not answer within the wait")));
+    }
+
     fn set(&self, trouble: Option<StoreError>) {
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
@@ -98,7 +103,7 @@ impl Acquisition {
         let mut backoff = Backoff::new();
         let mut tries = 0;
         self.progress.had_its_turn.store(true, Ordering::Release);
-        self.progress.set(Some(StoreError::unknown("the store did not answer within the wait")));
+        self.progress.not_answered();
         loop {
             if self.is_stopped(&gone) {
                 return Err(None);
@@ -137,6 +142,8 @@ impl Acquisition {
                 next.wanted_until(&gone);
                 turn = Some(next);
             }
+            // What the store has said was to an entry that is no more.
+            self.progress.not_answered();
         }
     }
 

@@ -257,6 +257,7 @@ async fn who_loses_his_lease_is_followed_whoever_he_is() {
 async fn a_line_of_both_is_served_in_order() {
     let etcd = Etcd::start().await;
     let (one, two) = (etcd.coordinator("one").await, etcd.coordinator("two").await);
+    let three = etcd.coordinator("three").await;
     let key = one.lock("a").key().unwrap();
     let first = one.lock("a").acquire().await.unwrap();
     let second = etcd.ctl(&["lock", &key]);
@@ -265,7 +266,7 @@ async fn a_line_of_both_is_served_in_order() {
     etcd.until(&key, 3).await;
     let fourth = etcd.ctl(&["lock", &key]);
     etcd.until(&key, 4).await;
-    let gives_up = acquire(&one, "a");
+    let gives_up = acquire(&three, "a");
     etcd.until(&key, 5).await;
     let fifth = etcd.ctl(&["lock", &key]);
     let line = etcd.until(&key, 6).await;
