@@ -26,6 +26,10 @@ const NO_WAIT: Duration = Duration::from_millis(5);
 /// How many hints in a row may be in vain before the next try is put off.
 const MOST_IN_VAIN: u32 = 3;
 
+/// For how long an answer may be under way before, to a caller whose wait is used up, it counts as
+/// none.
+const SILENCE: Duration = Duration::from_millis(500);
+
 /// Attempts of a try that does not queue: the second heals a connection that had gone stale.
 const TRIES_WITHOUT_QUEUE: u32 = 2;
 
@@ -46,6 +50,8 @@ pub(crate) struct Acquisition {
 pub(crate) struct Progress {
     had_its_turn: AtomicBool,
     trouble: Mutex<Option<StoreError>>,
+    /// When what has not been answered yet was asked.
+    asked: Mutex<Option<Moment>>,
     /// What is said of it to people.
     said: Mutex<Trouble>,
 }
@@ -57,17 +63,18 @@ impl Progress {
     }
 
     /// The latest thing that went wrong, unless the store has said since that the name is taken.
-    pub(crate) fn trouble(&self) -> Option<StoreError> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).take()
+    pub(crate) fn trouble(&self, now: Moment) -> Option<StoreError> {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let silent = self.asked().is_some_and(|asked| now.since(asked) >= SILENCE);
+        trouble.or_else(|| silent.then(not_answered))
     }
 
     fn said(&self) -> MutexGuard<'_, Trouble> {
         self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Nothing is known from here on, until the store answers.
-    fn not_answered(&self) {
-        self.set(Some(StoreError::unknown("the store did not answer within the wait")));
+    fn asked(&self) -> MutexGuard<'_, Option<Moment>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn set(&self, trouble: Option<StoreError>) {
@@ -103,7 +110,7 @@ impl Acquisition {
         let mut backoff = Backoff::new();
         let mut tries = 0;
         self.progress.had_its_turn.store(true, Ordering::Release);
-        self.progress.not_answered();
+        self.progress.set(Some(not_answered()));
         loop {
             if self.is_stopped(&gone) {
                 return Err(None);
@@ -143,7 +150,7 @@ impl Acquisition {
                 turn = Some(next);
             }
             // What the store has said was to an entry that is no more.
-            self.progress.not_answered();
+            self.progress.set(Some(not_answered()));
         }
     }
 
@@ -173,6 +180,7 @@ impl Acquisition {
             *tries += 1;
             let (claim, unanswered) = entry.attempting();
             let sent = shared.now();
+            *self.progress.asked() = Some(sent);
             let call = shared.backend.try_claim(
                 &entry.session.session,
                 &claim,
@@ -304,6 +312,7 @@ impl Acquisition {
     /// The store has answered.
     fn answered(&self) {
         self.progress.set(None);
+        *self.progress.asked() = None;
         if let Some(lasted) = self.progress.said().over(self.inner.shared.now()) {
             let name = self.name.as_str();
             tracing::info!(kind = %self.kind, name, ?lasted, "the store answers again");
@@ -363,6 +372,10 @@ impl Acquisition {
         let hold = Hold::wanted(environment.clone(), self.kind, self.name.clone());
         Ok(Arc::new(Entry::new(session, hold, Arc::new(claim), since)))
     }
+}
+
+fn not_answered() -> StoreError {
+    StoreError::unknown("the store did not answer within the wait")
 }
 
 /// Ends an entry in the background; its turn lasts until that is answered.

@@ -108,7 +108,7 @@ impl Wanting {
             None => work.await,
             Some(wait) => match shared.within(wait, work).await {
                 Some(outcome) => outcome,
-                None => Err(match progress.trouble() {
+                None => Err(match progress.trouble(shared.now()) {
                     Some(error) => Error::from_store(self.what(self.verb()), error),
                     None if !progress.had_its_turn() && self.is_being_given_back() => {
                         self.not_given_back()

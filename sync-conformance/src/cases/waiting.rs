@@ -24,6 +24,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new(taken_and_lost_and_down_do_not_look_the_same),
         Case::new(a_release_wakes_the_next_at_once),
         Case::new(a_waiter_whose_session_died_starts_anew),
+        Case::new(a_wait_that_ends_unanswered_does_not_look_taken),
         Case::new(a_wait_that_ends_without_a_session_does_not_look_taken),
         Case::new(a_waiter_whose_session_was_ended_starts_anew)
             .needs(&[Need::Tamper(Tamper::EndSession)]),
@@ -230,7 +231,27 @@ async fn a_waiter_whose_session_died_starts_anew(ctx: Context) -> Result<(), Fai
     Ok(())
 }
 
-/// What the store said of the name was long ago.
+/// The store said that the name was taken, and then fell silent.
+async fn a_wait_that_ends_unanswered_does_not_look_taken(ctx: Context) -> Result<(), Failed> {
+    let holder = ctx.coordinator().await?;
+    let (sync, faults) = ctx.faulty().await?;
+    for kind in BOTH {
+        let held = Want::new(&holder, kind, "x").take().await?;
+        let waits = faults.calls(Verb::Wait);
+        let waiting = Want::new(&sync, kind, "x").wait(WAIT * 2).taking();
+        faults.called(Verb::Wait, waits + 1).await;
+        faults.always(Verb::TryClaim, Fault::Hang);
+        // Woken by this, it asks again.
+        held.give_back().await?;
+        let error = timeout(ctx.long(), waiting).await??.err().ok_or("it knows too much")?;
+        assert_eq!(error.kind(), ErrorKind::Unknown, "{error}");
+        faults.heal();
+        faults.release();
+        ctx.assert_nothing_left_within(ctx.long()).await?;
+    }
+    Ok(())
+}
+
 async fn a_wait_that_ends_without_a_session_does_not_look_taken(
     ctx: Context,
 ) -> Result<(), Failed> {
