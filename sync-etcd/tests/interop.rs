@@ -3,14 +3,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may")]
 
-use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use etcd_client::{Client, GetOptions, SortOrder, SortTarget};
 use rustix::process::Signal;
 use sync_conformance::cli::example::{self, Example};
-use sync_conformance::process::Process;
 use sync_conformance::{Server, server};
 use sync_etcd::{Cause, Config, Coordinator, LockGuard, Node, Options};
 use tokio::task::JoinHandle;
@@ -56,12 +54,10 @@ impl Etcd {
         let program = std::env::var("ETCDCTL").unwrap_or_else(|_| "etcdctl".to_owned());
         let url = self.server.url();
         let arguments = [&["--endpoints", &url], arguments].concat();
-        match Process::start(&program, ["version"], |_| {}) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => panic!(
-                "there is no {program}: install it with `apt-get install etcd-client`, or name it in ETCDCTL"
-            ),
-            _ => Example::start(Path::new(&program), &arguments, |_| {}).unwrap(),
-        }
+        Example::start(Path::new(&program), &arguments, |_| {}).unwrap_or_else(|failed| {
+            let hint = "install it with `apt-get install etcd-client`, or name it in ETCDCTL";
+            panic!("{program} cannot be run ({}): {hint}", failed.reason())
+        })
     }
 
     /// An `etcdctl` that holds, and the key by which it does.
@@ -156,6 +152,8 @@ async fn etcdctl_waits_for_us_and_follows_us() {
     let sync = etcd.coordinator("us").await;
     let lock = sync.lock("a");
     let key = lock.key().unwrap();
+    // In Go's package a name is blocked by those that it begins.
+    let beside = sync.lock("a/b").acquire().await.unwrap();
     let guard = lock.acquire().await.unwrap();
     let ctl = etcd.ctl(&["lock", &key]);
     etcd.until(&key, 2).await;
@@ -169,6 +167,7 @@ async fn etcdctl_waits_for_us_and_follows_us() {
     assert!(released.elapsed() < SOON, "{:?}", released.elapsed());
     let holder = lock.holder().await.unwrap().unwrap();
     assert!(holder.token > Some(token), "{holder:?} after {token}");
+    assert!(beside.is_valid());
     interrupt(&ctl).await;
     assert!(lock.try_acquire().await.unwrap().is_some());
 }
@@ -364,6 +363,15 @@ async fn a_leader_of_etcdctls_reads_as_a_node_and_is_followed() {
     assert!(elected.token().get() > held.revision);
     elected.resign().await.unwrap();
     assert_eq!(etcd.line(&key).await.len(), 0);
+
+    // One whose lease has ended.
+    let (ctl, held) = etcd.ctl_holds(&["elect", &key, "web 2"]).await;
+    while changes.next().await.unwrap().is_none_or(|seen| seen.node.id != "web 2") {}
+    etcd.revoke(held.lease).await;
+    assert_eq!(changes.next().await, Some(None));
+    let elected = leader.elect().await.unwrap();
+    assert!(elected.token().get() > held.revision);
+    assert_ne!(ctl.exit(PATIENCE).await.unwrap(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
