@@ -49,6 +49,7 @@ pub(super) struct Arena {
     /// The same in a file beside the history, for whoever reads that.
     log: Notes,
     ttl: Duration,
+    relaxed: bool,
     clock: BootClock,
 }
 
@@ -98,6 +99,7 @@ impl Arena {
             log: Notes::open(&history.with_file_name("faults"))?,
             tail: Mutex::new(Tail::new(history)),
             ttl: settings.ttl,
+            relaxed: settings.relaxed,
             clock: BootClock::new(),
         })
     }
@@ -238,7 +240,9 @@ impl Arena {
 
     async fn strike_server(&self, step: &Step) -> Result<(), Failed> {
         let Ok(_busy) = Arc::clone(&self.struck).try_lock_owned() else { return Ok(()) };
-        let (index, leads) = self.pick_member(step.pick).await;
+        let (index, leads) = self.pick_member(step).await;
+        // One that finds another leading when it goes on may take back what that has renewed.
+        let lasts = if leads && !self.relaxed { step.lasts.min(self.ttl / 2) } else { step.lasts };
         let Some(member) = self.server.members().get(index) else { return Ok(()) };
         let holder = match step.aim {
             Aim::Anybody => None,
@@ -249,11 +253,11 @@ impl Arena {
         self.put_down(step, &format_args!("member {index}"), done);
         if step.mishap == Mishap::ServerKill {
             member.kill()?;
-            sleep(step.lasts).await;
+            sleep(lasts).await;
             member.restart().await?;
         } else {
             member.stop()?;
-            sleep(step.lasts).await;
+            sleep(lasts).await;
             member.resume()?;
         }
         if let Some((_, child, _)) = holder {
@@ -263,13 +267,22 @@ impl Arena {
         Ok(())
     }
 
-    /// A member, and whether it leads the others: every other time one that does, if there is.
-    async fn pick_member(&self, pick: u64) -> (usize, bool) {
-        let members = self.server.members().len().max(1) as u64;
-        let picked = usize::try_from(pick % members).unwrap_or(0);
-        match self.store.leader(&self.server.url()).await {
-            Ok(leader) if (pick / members).is_multiple_of(2) => (leader, true),
-            found => (picked, found.is_ok_and(|leader| leader == picked)),
+    /// A member, and whether it leads the others: every other time one that does, if there is, but
+    /// none for a long stop.
+    async fn pick_member(&self, step: &Step) -> (usize, bool) {
+        let members = self.server.members().len().max(1);
+        let pick = usize::try_from(step.pick % (members as u64 * 2)).unwrap_or(0);
+        let picked = pick % members;
+        let leader = match members {
+            1 => None,
+            _ => self.store.leader(&self.server.url()).await.ok(),
+        };
+        match leader {
+            Some(leader) if step.mishap == Mishap::ServerFreeze && !self.relaxed => {
+                (if picked == leader { (picked + 1) % members } else { picked }, false)
+            }
+            Some(leader) if pick < members => (leader, true),
+            leader => (picked, leader == Some(picked)),
         }
     }
 
