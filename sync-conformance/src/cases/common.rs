@@ -1,8 +1,10 @@
 //! What several files of cases need.
 
 use std::future::Future;
+use std::sync::Arc;
 
-use sync_core::{BootClock, Cause, Clock, Error, ErrorKind, Hold, Moment};
+use sync_core::backend::{Attempt, Claim, Grant};
+use sync_core::{BootClock, Cause, Clock, Environment, Error, ErrorKind, Hold, Kind, Moment, Name};
 use tokio::time::timeout;
 
 use crate::context::Context;
@@ -32,6 +34,22 @@ pub(super) fn kind<T>(outcome: Result<T, Error>) -> Option<ErrorKind> {
 /// The present moment on the clock that coordinators have unless told otherwise.
 pub(super) fn now() -> Moment {
     BootClock::new().now()
+}
+
+/// A claim of the lock `x` as the core would make it.
+pub(super) fn claim() -> Result<Arc<Claim>, Failed> {
+    let nonce = Environment::default().nonce()?;
+    let record = format!(r#"{{"id":"x","since":1,"nonce":"{}"}}"#, nonce.to_hex());
+    let record = Arc::from(record.into_bytes());
+    Ok(Arc::new(Claim::new(Kind::Lock, Name::parse("x")?, nonce, record, false)))
+}
+
+/// What was granted.
+pub(super) fn granted(attempt: Attempt) -> Result<Grant, Failed> {
+    match attempt {
+        Attempt::Held(grant) => Ok(grant),
+        other => Err(format!("not granted: {other:?}"))?,
+    }
 }
 
 /// Runs a case on a runtime of one thread, so that a [`std::thread::sleep`] is to it what SIGSTOP

@@ -26,7 +26,6 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new(a_killed_waiter_blocks_nobody).needs(PROCESS),
         Case::new(a_stopped_waiter_blocks_nobody_and_waits_on).needs(PROCESS),
         Case::new(a_holder_outlives_a_restart_of_the_store).needs(SERVER),
-        Case::new(a_waiter_outlives_a_restart_of_the_store).needs(SERVER),
         Case::new(a_store_that_forgets_what_was_held_is_told_of).needs(SERVER),
         Case::new(a_stopped_server_makes_nobody_wait_beyond_the_limit).needs(SERVER),
         Case::new(a_waiter_outlives_a_stopped_server).needs(SERVER),
@@ -243,27 +242,6 @@ async fn a_holder_outlives_a_restart_of_the_store(ctx: Context) -> Result<(), Fa
     assert!(other.lock("x").try_acquire().await?.is_none());
     guard.release().await?;
     elected.resign().await?;
-    ctx.assert_nothing_left().await
-}
-
-/// It is not served before its time, and is woken although who would have woken it is gone.
-async fn a_waiter_outlives_a_restart_of_the_store(ctx: Context) -> Result<(), Failed> {
-    let (holder, other) = (patient(&ctx).await?, patient(&ctx).await?);
-    let guard = holder.lock("x").acquire().await?;
-    let waiting = acquiring(&other);
-    sleep(Duration::from_millis(300)).await;
-    ctx.server().restart().await?;
-    if ctx.coordinator().await?.lock("x").holder().await?.is_none() {
-        ctx.expect_outside();
-        return Err(Failed::skipped("the store keeps no data over a kill"));
-    }
-    sleep(ctx.ttl()).await;
-    assert!(guard.is_valid() && !waiting.is_finished());
-    let first = guard.token();
-    guard.release().await?;
-    let next = soon(&ctx, "the waiter gets it", waiting).await???;
-    assert!(next.token() > first);
-    next.release().await?;
     ctx.assert_nothing_left().await
 }
 

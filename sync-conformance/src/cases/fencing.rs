@@ -1,14 +1,12 @@
 //! Tokens grow with each acquisition, and a resource that refuses older ones is safe.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use sync_core::backend::{Attempt, Claim, Grant};
-use sync_core::{Environment, ErrorKind, Fence, FencingToken, Kind, Name};
+use sync_core::{ErrorKind, Fence, FencingToken};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::common::{kind, soon, told};
+use super::common::{claim, granted, kind, soon, told};
 use crate::child::Child;
 use crate::context::Context;
 use crate::failed::Failed;
@@ -68,21 +66,6 @@ async fn tokens_grow_under_contention(ctx: Context) -> Result<(), Failed> {
     // That they grow, and that none comes twice, is what the checker looks for.
     assert_eq!(ctx.judge()?.grants, 100);
     ctx.assert_nothing_left().await
-}
-
-/// A claim of the lock `x` as the core would make it.
-fn claim() -> Result<Arc<Claim>, Failed> {
-    let nonce = Environment::default().nonce()?;
-    let record = format!(r#"{{"id":"x","since":1,"nonce":"{}"}}"#, nonce.to_hex());
-    let record = Arc::from(record.into_bytes());
-    Ok(Arc::new(Claim::new(Kind::Lock, Name::parse("x")?, nonce, record, false)))
-}
-
-fn granted(attempt: Attempt) -> Result<Grant, Failed> {
-    match attempt {
-        Attempt::Held(grant) => Ok(grant),
-        other => Err(format!("not granted: {other:?}"))?,
-    }
 }
 
 /// A store that counts in microseconds, or that rounds such a number when it prints it, gave two

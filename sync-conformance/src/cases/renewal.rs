@@ -1,19 +1,24 @@
 //! Renewals: they go on through failures, and nothing is granted on what is nearly over.
 
-use sync_core::backend::Expiry;
+use std::sync::Arc;
+
+use sync_core::backend::{Expiry, Held, Renewal};
 use tokio::time::sleep;
 
-use super::common::{now, soon};
+use super::common::{claim, granted, now, soon};
 use crate::context::Context;
 use crate::failed::Failed;
 use crate::fault::{Fault, Verb};
-use crate::suite::Case;
+use crate::store::Tamper;
+use crate::suite::{Case, Need};
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
         Case::new(renewals_that_hang_once_or_twice_take_nothing_away),
         Case::new(nothing_is_granted_on_a_session_that_is_nearly_over),
         Case::new(a_loss_whose_clean_up_hangs_keeps_nobody_waiting),
+        Case::new(a_renewal_tells_that_its_session_was_ended)
+            .needs(&[Need::Tamper(Tamper::EndSession)]),
     ]
 }
 
@@ -73,5 +78,23 @@ async fn a_loss_whose_clean_up_hangs_keeps_nobody_waiting(ctx: Context) -> Resul
     faults.heal();
     again.release().await?;
     drop(lost);
+    ctx.assert_nothing_left().await
+}
+
+/// Whoever misses what the store tells is told when he renews.
+async fn a_renewal_tells_that_its_session_was_ended(ctx: Context) -> Result<(), Failed> {
+    let backend = ctx.backend().await?;
+    let session = backend.open(ctx.long()).await?;
+    let claim = claim()?;
+    let grant = granted(backend.try_claim(&session, &claim, None, false).await?)?;
+    let held = Held { claim: Arc::clone(&claim), grant };
+    let renew = || backend.renew(&session, std::slice::from_ref(&held));
+    for _ in 0..2 {
+        assert!(matches!(renew().await?, Renewal::Alive { .. }));
+    }
+    ctx.tamper(&backend.key(claim.kind, &claim.name), Tamper::EndSession).await?;
+    for _ in 0..2 {
+        assert!(matches!(renew().await?, Renewal::Ended));
+    }
     ctx.assert_nothing_left().await
 }

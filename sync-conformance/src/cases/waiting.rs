@@ -7,7 +7,7 @@ use sync_core::{BootClock, Clock, ErrorKind, Kind};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::wants::{BOTH, Want};
+use super::wants::{BOTH, SOON, Want};
 use crate::context::Context;
 use crate::failed::Failed;
 use crate::fault::{Fault, Faults, Verb};
@@ -23,6 +23,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new(a_wait_that_is_used_up_leaves_no_place_in_line),
         Case::new(taken_and_lost_and_down_do_not_look_the_same),
         Case::new(a_release_wakes_the_next_at_once),
+        Case::new(a_release_before_the_wait_has_begun_wakes_too),
         Case::new(a_waiter_whose_session_died_starts_anew),
         Case::new(a_wait_that_ends_unanswered_does_not_look_taken),
         Case::new(a_wait_that_ends_without_a_session_does_not_look_taken),
@@ -204,6 +205,23 @@ async fn a_release_wakes_the_next_at_once(ctx: Context) -> Result<(), Failed> {
         took.sort_unstable();
         let median = took[HANDOVERS / 2];
         assert!(median < AT_ONCE, "handovers of the {kind} took {took:?}");
+    }
+    ctx.assert_nothing_left().await
+}
+
+/// Between the try that was in vain and the wait.
+async fn a_release_before_the_wait_has_begun_wakes_too(ctx: Context) -> Result<(), Failed> {
+    let holder = ctx.coordinator().await?;
+    let (sync, faults) = ctx.faulty().await?;
+    for kind in BOTH {
+        let held = Want::new(&holder, kind, "x").take().await?;
+        let waits = faults.calls(Verb::Wait);
+        faults.next(Verb::Wait, Fault::Hang);
+        let waiting = Want::new(&sync, kind, "x").taking();
+        faults.called(Verb::Wait, waits + 1).await;
+        held.give_back().await?;
+        faults.release();
+        timeout(SOON, waiting).await???.give_back().await?;
     }
     ctx.assert_nothing_left().await
 }
