@@ -25,6 +25,7 @@ use crate::error::Failure;
 use crate::guard::Watched;
 use crate::keys::{Keys, Line, read_lease};
 use crate::line::{SCAN, Strangers, found, key_only, newest, oldest};
+use crate::mutant;
 use crate::reuse::Slot;
 use crate::session::Lease;
 use crate::watcher::{Change, Range, Watcher};
@@ -75,11 +76,17 @@ impl Place<'_> {
     /// Keeps what arrives late out, for as long as the lease lives.
     fn abandon(&self) -> Txn {
         let attached = PutOptions::new().with_lease(self.lease.id);
+        if mutant::on(mutant::NO_MARKER) {
+            return Txn::new().and_then([self.delete()]);
+        }
         let mark = TxnOp::put(self.void.as_str(), "", Some(attached));
         Txn::new().and_then([mark, self.delete()])
     }
 
     fn is_not_void(&self) -> Compare {
+        if mutant::on(mutant::NO_COMPARE) {
+            return Compare::create_revision(self.void.as_str(), CompareOp::Greater, -1);
+        }
         absent(&self.void)
     }
 
@@ -139,7 +146,7 @@ impl Etcd {
         let Some(own) = found.first().filter(|own| place.is(own)) else {
             return Err(not_asked_for());
         };
-        match found.get(1) {
+        match found.get(1).filter(|_| !mutant::on(mutant::EVERYBODY_FIRST)) {
             None => Ok(held(place, own)),
             Some(before) if place.line.is_claim(before) => Ok(blocked(place, own, before)),
             Some(_) => self.look_around(place, own.create_revision(), SCAN).await,
@@ -223,6 +230,10 @@ impl Etcd {
             let (own, before) = (found.next(), found.next().unwrap_or_default());
             let own = own.unwrap_or_default();
             let Some(own) = own.first().filter(|own| own.create_revision() == created) else {
+                if mutant::on(mutant::GRANTS_UNREAD) {
+                    let (token, version) = (token_of(created), version_of(created));
+                    return Ok(Attempt::Held(Grant { token, version, ttl: None }));
+                }
                 // Taken away from outside: back to the end of the line.
                 return Box::pin(self.join(place)).await;
             };
@@ -230,7 +241,7 @@ impl Etcd {
                 // Detached from the lease from outside: nobody can hold by it any more.
                 return self.abandon(place).await;
             }
-            match before.first() {
+            match before.first().filter(|_| !mutant::on(mutant::EVERYBODY_FIRST)) {
                 None => return Ok(held(place, own)),
                 Some(next) if place.line.is_claim(next) => return Ok(blocked(place, own, next)),
                 Some(_) if limit < SCAN => limit = SCAN,
@@ -335,7 +346,7 @@ impl Backend for Etcd {
             async move { leases.grant(seconds, Some(LeaseGrantOptions::new().with_id(id))).await }
         });
         let granted = granted.await.map_err(Failure::into_store)?;
-        let ttl = u64::try_from(granted.ttl()).unwrap_or(0);
+        let ttl = mutant::ttl(u64::try_from(granted.ttl()).unwrap_or(0), 0);
         if granted.id() != id || ttl == 0 {
             return Err(not_asked_for());
         }
@@ -349,7 +360,8 @@ impl Backend for Etcd {
         if let Some(lease) = self.lease(session) {
             lease.end();
         }
-        let Some(id) = read_lease(&session.id) else { return Ok(()) };
+        let id = read_lease(&session.id).filter(|_| !mutant::on(mutant::CLOSES_NOTHING));
+        let Some(id) = id else { return Ok(()) };
         let link = self.connector.link().await?;
         let revoked = ask(&link, || {
             let mut leases = link.connection.lease();
@@ -388,10 +400,11 @@ impl Backend for Etcd {
         let place = self.place(&lease, claim);
         let attempt = match ticket.and_then(|ticket| Note::read(&ticket.place)) {
             Some(note) => self.look_around(&place, note.created, 1).await?,
-            None if claim.queue => self.join(&place).await?,
+            None if claim.queue || mutant::on(mutant::ALWAYS_QUEUES) => self.join(&place).await?,
             None => self.take(&place).await?,
         };
         match &attempt {
+            Attempt::Held(_) if mutant::on(mutant::UNGUARDED) => {}
             Attempt::Held(grant) => self.guard(&place, grant),
             // It has left nothing behind, and nothing else of it is under way.
             Attempt::Blocked(_) if !claim.queue && !unanswered => {
@@ -423,7 +436,8 @@ impl Backend for Etcd {
             let key = found.next().and_then(|keys| keys.into_iter().next());
             key.is_some_and(|key| place.line.is_claim(&key) && key.create_revision() <= created)
         };
-        if !stands_by(note.created) || !stands_by(note.created - 1) {
+        let stand = stands_by(note.created) && stands_by(note.created - 1);
+        if !stand && !mutant::on(mutant::WATCHES_UNREAD) {
             return;
         }
         loop {
@@ -450,12 +464,20 @@ impl Backend for Etcd {
             return Ok(Updated::NotOurs);
         };
         let place = self.place(&lease, claim);
+        let (compared, than) = match mutant::on(mutant::UPDATES_BLINDLY) {
+            true => (CompareOp::Greater, version - 1),
+            false => (CompareOp::Equal, version),
+        };
+        let put = match mutant::on(mutant::UPDATE_DETACHES) {
+            true => TxnOp::put(place.key.as_str(), &*claim.record, None),
+            false => place.put(),
+        };
         let txn = Txn::new()
             .when([
                 created(&place.key, &grant.token),
-                Compare::mod_revision(place.key.as_str(), CompareOp::Equal, version),
+                Compare::mod_revision(place.key.as_str(), compared, than),
             ])
-            .and_then([place.put()])
+            .and_then([put])
             .or_else([TxnOp::get(place.key.as_str(), None)]);
         let answer = match self.commit(txn).await {
             Err(failure) if failure.is_lease_gone() => return Ok(Updated::NotOurs),
@@ -493,11 +515,11 @@ impl Backend for Etcd {
         let place = self.place(&lease, claim);
         let txn = match grant {
             _ if unanswered => place.abandon(),
-            Some(grant) => {
+            Some(grant) if !mutant::on(mutant::ENDS_UNCOMPARED) => {
                 Txn::new().when([created(&place.key, &grant.token)]).and_then([place.delete()])
             }
             // Its name holds the nonce: it can be nobody else's.
-            None => Txn::new().and_then([place.delete()]),
+            _ => Txn::new().and_then([place.delete()]),
         };
         let answer = match self.commit(txn).await {
             Err(failure) if failure.is_lease_gone() => return Ok(Ended::NotOurs),
@@ -507,7 +529,11 @@ impl Backend for Etcd {
             |response| matches!(response, TxnOpResponse::Delete(deleted) if deleted.deleted() > 0),
         );
         match answer.header() {
-            Some(header) if deleted && grant.is_some() && !unanswered => {
+            Some(header)
+                if deleted
+                    && grant.is_some()
+                    && (!unanswered || mutant::on(mutant::REUSES_ANY)) =>
+            {
                 lease.slots().free(&place.line, claim.nonce, header.revision());
             }
             _ => lease.slots().over(claim.nonce),
@@ -579,7 +605,14 @@ fn held(place: &Place<'_>, own: &KeyValue) -> Attempt {
 }
 
 fn token(found: &KeyValue) -> FencingToken {
-    FencingToken::new(u64::try_from(found.create_revision()).unwrap_or(0))
+    token_of(match mutant::on(mutant::TOKEN_OF_RECORD) {
+        true => found.mod_revision(),
+        false => found.create_revision(),
+    })
+}
+
+fn token_of(revision: i64) -> FencingToken {
+    FencingToken::new(u64::try_from(revision).unwrap_or(0))
 }
 
 fn version_of(revision: i64) -> Version {

@@ -19,6 +19,7 @@ use sync_core::{Clock, ErrorKind, StoreError};
 
 use crate::endpoint::Endpoint;
 use crate::error::{Failure, unconnected};
+use crate::mutant;
 
 /// How long a look at the other members may delay connecting.
 const CENSUS: Duration = Duration::from_millis(500);
@@ -68,12 +69,15 @@ impl Members {
             Way::Endpoints { endpoints, options, user } => {
                 let count = endpoints.len().max(1) as u64;
                 let index = usize::try_from(self.first.wrapping_add(number) % count).unwrap_or(0);
+                let index = mutant::member(index);
                 let Some(endpoint) = endpoints.get(index) else {
                     return Err(StoreError::refused(ErrorKind::Invalid, "there is no endpoint"));
                 };
                 let url = endpoint.url.clone();
                 let made = connect(&url, options, user.as_ref()).await;
-                Ok((made.map_err(|error| unconnected(&url, Failure::from(error)))?, url))
+                let made = made.map_err(|error| unconnected(&url, Failure::from(error)))?;
+                mutant::connected(index);
+                Ok((made, url))
             }
             #[cfg(feature = "client")]
             Way::Own(client) => Ok((Client::clone(client), "the client that was given".into())),
@@ -297,7 +301,7 @@ pub(crate) async fn ask<T, R>(link: &Link, request: impl FnMut() -> R) -> Result
 where
     R: Future<Output = Result<T, Error>>,
 {
-    exchange(link, Link::request, request).await
+    exchange(link, sent, request).await
 }
 
 /// [`ask`] for callers that may go away at any time: only the end of its own time limit distrusts
@@ -316,6 +320,11 @@ where
             Err(StoreError::unknown(format!("no answer within {LOOK_LIMIT:?}")))
         }
     }
+}
+
+/// A request that distrusts the connection if it is dropped before its answer has come.
+pub(crate) fn sent(link: &Link) -> Pending<'_> {
+    if mutant::on(mutant::SILENCE_TRUSTED) { link.look() } else { link.request() }
 }
 
 async fn exchange<T, R>(

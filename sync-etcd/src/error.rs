@@ -6,6 +6,8 @@ use etcd_client::Error;
 use sync_core::{ErrorKind, StoreError, tls};
 use tonic::{Code, Status};
 
+use crate::mutant;
+
 /// What every text of the server's own begins with.
 const SERVERS_OWN: &str = "etcdserver: ";
 
@@ -46,7 +48,7 @@ impl Failure {
 
     /// Whether the same request may do with a fresh token.
     pub(crate) fn wants_fresh_token(&self) -> bool {
-        is_about_token(self.message())
+        is_about_token(self.message()) && !mutant::on(mutant::TOKEN_KEPT)
     }
 
     /// Whether this user may not do this.

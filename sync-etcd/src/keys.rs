@@ -4,6 +4,8 @@ use etcd_client::KeyValue;
 use sync_core::backend::Nonce;
 use sync_core::{Kind, Name, Namespace};
 
+use crate::mutant;
+
 /// The keys of one namespace.
 #[derive(Debug, Clone)]
 pub(crate) struct Keys {
@@ -56,12 +58,18 @@ impl Line {
 
     /// The key of a claim by a lease.
     pub(crate) fn place(&self, lease: i64, nonce: Nonce) -> String {
+        if mutant::on(mutant::SHARED_KEY) {
+            return format!("{}{lease:x}", self.prefix);
+        }
         format!("{}{lease:x}-{}", self.prefix, nonce.to_hex())
     }
 
     /// Whether somebody can hold by this key: it names the lease that it is attached to, and maybe
     /// a nonce. Of any other, nobody says that it ever goes away.
     pub(crate) fn is_claim(&self, found: &KeyValue) -> bool {
+        if mutant::on(mutant::STRANGERS_HOLD) {
+            return true;
+        }
         let Some(segment) = found.key().strip_prefix(self.prefix.as_bytes()) else { return false };
         let Ok(segment) = str::from_utf8(segment) else { return false };
         let (lease, nonce) = match segment.split_once('-') {

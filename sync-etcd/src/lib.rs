@@ -57,6 +57,11 @@ mod error;
 mod guard;
 mod keys;
 mod line;
+#[cfg(sync_mutants)]
+#[doc(hidden)]
+pub mod mutant;
+#[cfg(not(sync_mutants))]
+mod mutant;
 mod reuse;
 mod session;
 mod tls;

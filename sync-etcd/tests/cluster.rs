@@ -7,5 +7,5 @@ use std::process::ExitCode;
 mod conformance;
 
 fn main() -> ExitCode {
-    sync_conformance::main(conformance::Etcd { name: "etcd-cluster", members: 3 })
+    conformance::run("etcd-cluster", 3)
 }

@@ -9,7 +9,7 @@ use etcd_client::{
     Client, ConnectOptions, GetOptions, KeyValue, Permission, PutOptions, SortOrder, SortTarget,
     StatusResponse,
 };
-use sync_conformance::{Failed, Server, Store, Tamper, server, store};
+use sync_conformance::{Case, Context, Failed, Server, Store, Tamper, server, store};
 use sync_core::{Backend, Error, Options};
 use sync_etcd::Config;
 use tokio::time::{sleep, timeout};
@@ -22,9 +22,9 @@ const ROOT: (&str, &str) = ("root", "secret");
 /// How long a member may take for an answer before the next is asked.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-pub(crate) struct Etcd {
-    pub(crate) name: &'static str,
-    pub(crate) members: usize,
+struct Etcd {
+    name: &'static str,
+    members: usize,
 }
 
 #[async_trait]
@@ -186,6 +186,32 @@ fn first(url: &str) -> Result<&str, Failed> {
     Ok(url.split(',').next().ok_or("the URL names no member")?)
 }
 
+mod strangers {
+    //! Keys of others.
+
+    use super::*;
+
+    /// A key under a name's prefix by which nobody can hold is in nobody's way.
+    pub(super) async fn a_key_that_is_no_claim_blocks_nobody(ctx: Context) -> Result<(), Failed> {
+        let sync = ctx.coordinator().await?;
+        let lock = sync.lock("x");
+        let stranger = format!("{}/694d9a1c", lock.key()?);
+        let mut etcd = admin(&ctx.server().url()).await?;
+        etcd.put(stranger.as_str(), "of somebody", None).await?;
+        assert!(lock.holder().await?.is_none());
+        let guard = timeout(ctx.long(), lock.acquire()).await??;
+        guard.release().await?;
+        assert_eq!(etcd.delete(stranger.as_str(), None).await?.deleted(), 1);
+        ctx.assert_nothing_left().await
+    }
+}
+
+/// Runs the suite, and what it cannot know of etcd.
+pub(crate) fn run(name: &'static str, members: usize) -> ExitCode {
+    let own = Case::new(strangers::a_key_that_is_no_claim_blocks_nobody);
+    sync_conformance::main_with(Etcd { name, members }, vec![own])
+}
+
 fn main() -> ExitCode {
-    sync_conformance::main(Etcd { name: "etcd", members: 1 })
+    run("etcd", 1)
 }

@@ -24,6 +24,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new(taken_and_lost_and_down_do_not_look_the_same),
         Case::new(a_release_wakes_the_next_at_once),
         Case::new(a_release_before_the_wait_has_begun_wakes_too),
+        Case::new(a_place_that_was_removed_is_not_granted).needs(&[Need::Tamper(Tamper::Delete)]),
         Case::new(a_waiter_whose_session_died_starts_anew),
         Case::new(a_wait_that_ends_unanswered_does_not_look_taken),
         Case::new(a_wait_that_ends_without_a_session_does_not_look_taken),
@@ -222,6 +223,33 @@ async fn a_release_before_the_wait_has_begun_wakes_too(ctx: Context) -> Result<(
         held.give_back().await?;
         faults.release();
         timeout(SOON, waiting).await???.give_back().await?;
+    }
+    ctx.assert_nothing_left().await
+}
+
+/// Where those who wait have keys of their own, the next of them goes the way of the holder's.
+async fn a_place_that_was_removed_is_not_granted(ctx: Context) -> Result<(), Failed> {
+    let holder = ctx.coordinator().await?;
+    let (sync, faults) = ctx.faulty().await?;
+    for kind in BOTH {
+        let (want, other) = (Want::new(&sync, kind, "x"), Want::new(&holder, kind, "x"));
+        let held = other.take().await?;
+        let waits = faults.calls(Verb::Wait);
+        let waiting = want.taking();
+        faults.called(Verb::Wait, waits + 1).await;
+        let asked = faults.calls(Verb::TryClaim);
+        faults.next(Verb::TryClaim, Fault::Hang);
+        ctx.tamper(&want.key()?, Tamper::Delete).await?;
+        timeout(ctx.long(), faults.called(Verb::TryClaim, asked + 1)).await?;
+        // Elsewhere there is nothing more to remove.
+        drop(ctx.tamper(&want.key()?, Tamper::Delete).await);
+        faults.release();
+        let taken = timeout(ctx.long(), waiting).await???;
+        let seen = other.holder().await?.ok_or("nobody is there")?;
+        assert_eq!(seen.token, Some(taken.token()));
+        assert!(other.try_take().await?.is_none());
+        taken.give_back().await?;
+        drop(held);
     }
     ctx.assert_nothing_left().await
 }

@@ -11,6 +11,8 @@ use crate::broken::Defect;
 pub(crate) enum Store {
     Memory,
     Redis,
+    Etcd,
+    EtcdCluster,
 }
 
 impl Store {
@@ -18,6 +20,8 @@ impl Store {
         match self {
             Self::Memory => "memory",
             Self::Redis => "redis",
+            Self::Etcd => "etcd",
+            Self::EtcdCluster => "etcd-cluster",
         }
     }
 }
@@ -28,16 +32,18 @@ pub(crate) enum Part {
     Core,
     Store,
     Redis,
+    Etcd,
 }
 
 impl Part {
-    const ALL: [Self; 3] = [Self::Core, Self::Store, Self::Redis];
+    const ALL: [Self; 4] = [Self::Core, Self::Store, Self::Redis, Self::Etcd];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Core => "core",
             Self::Store => "store",
             Self::Redis => "redis",
+            Self::Etcd => "etcd",
         }
     }
 
@@ -46,6 +52,7 @@ impl Part {
             Self::Core => "The core",
             Self::Store => "A store and its backend",
             Self::Redis => "The scripts of sync-redis",
+            Self::Etcd => "The protocol of sync-etcd",
         }
     }
 }
@@ -89,7 +96,8 @@ pub(crate) fn all() -> Vec<Variant> {
     let store = Defect::ALL.iter();
     let store = store.map(|defect| Variant::new(Part::Store, defect.name(), defect.what()));
     let redis = redis().iter().map(|(fault, what)| Variant::new(Part::Redis, fault, what));
-    core.chain(store).chain(redis).collect()
+    let etcd = etcd().iter().map(|(fault, what)| Variant::new(Part::Etcd, fault, what));
+    core.chain(store).chain(redis).chain(etcd).collect()
 }
 
 fn core() -> &'static [(&'static str, &'static str)] {
@@ -106,12 +114,20 @@ fn redis() -> &'static [(&'static str, &'static str)] {
     &[]
 }
 
+fn etcd() -> &'static [(&'static str, &'static str)] {
+    #[cfg(sync_mutants)]
+    return sync_etcd::mutant::ALL;
+    #[cfg(not(sync_mutants))]
+    &[]
+}
+
 /// The cases that must fail, and the store against which they are run.
 fn caught_by(part: Part, fault: &str) -> (Store, &'static [&'static str]) {
     match part {
         Part::Core => by_core(fault),
         Part::Store => (Store::Memory, by_store(fault)),
         Part::Redis => (Store::Redis, by_redis(fault)),
+        Part::Etcd => by_etcd(fault),
     }
 }
 
@@ -210,6 +226,41 @@ fn by_redis(fault: &str) -> &'static [&'static str] {
     }
 }
 
+fn by_etcd(fault: &str) -> (Store, &'static [&'static str]) {
+    let of_a_cluster: &[&str] = match fault {
+        "one-member" => &[
+            "cluster::a_leading_member_is_killed_while_a_lock_is_handed_over",
+            "cluster::a_member_that_refuses_is_left_before_the_deadline",
+        ],
+        "silence-trusted" => &["cluster::a_member_that_falls_silent_is_left_before_the_deadline"],
+        _ => &[],
+    };
+    if !of_a_cluster.is_empty() {
+        return (Store::EtcdCluster, of_a_cluster);
+    }
+    let cases: &[&str] = match fault {
+        "everybody-first" => &["exclusion::a_second_coordinator_waits"],
+        "strangers-hold" => &["strangers::a_key_that_is_no_claim_blocks_nobody"],
+        "always-queues" => &["waiting::a_wait_of_zero_tries_once"],
+        "no-compare" | "no-marker" => &["unanswered::a_late_attempt_past_the_abandon"],
+        "shared-key" => &["fencing::two_acquisitions_in_immediate_succession_differ"],
+        "grants-unread" => &["waiting::a_place_that_was_removed_is_not_granted"],
+        "watches-unread" => &["waiting::a_release_before_the_wait_has_begun_wakes_too"],
+        "unguarded" => &["revocation::a_removed_key_is_told"],
+        "reuses-any" => &["unanswered::a_late_attempt_past_the_release"],
+        "ends-uncompared" => &["unanswered::a_late_release_spares_a_newer_claim"],
+        "closes-nothing" => &["release::releasing_what_was_lost_says_why"],
+        "update-detaches" => &["status::an_update_is_seen_and_changes_no_token"],
+        "updates-blindly" => &["unanswered::a_late_update_undoes_no_later_one"],
+        "token-of-record" => &["status::an_update_is_seen_and_changes_no_token"],
+        "ttl-doubled" => &["revocation::a_partitioned_holder_is_told"],
+        "dead-renewed" => &["renewal::a_renewal_tells_that_its_session_was_ended"],
+        "token-kept" => &["faults::a_client_recovers_from_a_restart"],
+        _ => &[],
+    };
+    (Store::Etcd, cases)
+}
+
 const HEAD: &str = "\
 # What the suite catches
 
@@ -217,8 +268,9 @@ Each line is a deliberate fault, and the cases of the shared suite that must fai
 fault the same cases pass. `scripts/mutants` proves both, and writes this table (`WRITE_DOCS=1`);
 a case that notices nothing fails it.
 
-A fault of the core stands in `sync-core/src/mutant.rs` and exists only under `--cfg sync_mutants`;
-those of a store are a decorator around the one in memory, in `sync-conformance/tests/mutants`.
+A fault of the core stands in `sync-core/src/mutant.rs`, one of a crate in its own, and they exist
+only under `--cfg sync_mutants`; those of a store are a decorator around the one in memory, in
+`sync-conformance/tests/mutants`.
 ";
 
 /// The document.

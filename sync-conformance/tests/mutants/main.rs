@@ -1,5 +1,5 @@
-//! The suite bites: each of many deliberate faults of the core, of a store and of a store's scripts
-//! makes the cases fail that are named for it; without a fault the same cases pass.
+//! The suite bites: each of many deliberate faults of the core, of a store and of the crates for
+//! real ones makes the cases fail that are named for it; without a fault the same cases pass.
 //!
 //! `scripts/mutants` builds and runs this. Each case runs in a process of its own, in which
 //! `SYNC_MUTANT` names the fault. `WRITE_DOCS=1` writes the table in `docs/mutants.md`, which is
@@ -22,6 +22,9 @@ use crate::catalogue::{Store, Variant};
 
 mod broken;
 mod catalogue;
+#[path = "../../../sync-etcd/tests/conformance.rs"]
+#[allow(dead_code, reason = "its main is not used here")]
+mod etcd;
 #[path = "../memory.rs"]
 #[allow(dead_code, reason = "its main is not used here")]
 mod memory;
@@ -50,6 +53,12 @@ fn suite(store: &str) -> ExitCode {
     let chosen = env::var("SYNC_MUTANT").unwrap_or_default();
     if store == Store::Redis.name() {
         return sync_conformance::main(redis::Redis);
+    }
+    if store == Store::Etcd.name() {
+        return etcd::run("etcd", 1);
+    }
+    if store == Store::EtcdCluster.name() {
+        return etcd::run("etcd-cluster", 3);
     }
     let defect = Defect::ALL.iter().find(|defect| chosen == format!("store:{}", defect.name()));
     sync_conformance::main(Broken::new(defect.copied()))
