@@ -394,8 +394,10 @@ impl Backend for Etcd {
         unanswered: bool,
     ) -> Result<Attempt, StoreError> {
         let Some(lease) = self.lease(session) else { return Ok(Attempt::SessionEnded) };
-        if ticket.is_none() && !unanswered {
-            lease.slots().begin(&self.keys.line(claim.kind, &claim.name), claim.nonce);
+        match ticket {
+            None if unanswered => lease.slots().again(claim.nonce),
+            None => lease.slots().begin(&self.keys.line(claim.kind, &claim.name), claim.nonce),
+            Some(_) => {}
         }
         let place = self.place(&lease, claim);
         let attempt = match ticket.and_then(|ticket| Note::read(&ticket.place)) {

@@ -30,7 +30,7 @@ pub(crate) struct Slot {
 pub(crate) struct Slots {
     /// Each deleted, by its prefix.
     free: BTreeMap<String, Slot>,
-    /// Those in use that are not named by the nonce of their claim.
+    /// Those in use, but for some that are named by the nonce of their claim.
     used: BTreeMap<Nonce, Slot>,
 }
 
@@ -47,6 +47,12 @@ impl Slots {
         {
             self.used.insert(nonce, slot);
         }
+    }
+
+    /// A claim is made once more: by the same key, and none of its attempts by another, however late
+    /// it begins.
+    pub(crate) fn again(&mut self, nonce: Nonce) {
+        self.used.entry(nonce).or_insert(Slot { nonce, after: 0 });
     }
 
     /// The claim is over.
@@ -95,6 +101,13 @@ mod tests {
         // A repeat finds the same key.
         slots.begin(&a, nonces[2]);
         assert_eq!(slots.of(nonces[2]).nonce, nonces[0]);
+
+        slots.free(&a, nonces[2], 9);
+        slots.again(nonces[3]);
+        slots.begin(&a, nonces[3]);
+        assert_eq!(slots.of(nonces[3]).nonce, nonces[3], "an attempt that begins late");
+        slots.begin(&a, nonces[2]);
+        assert_eq!(slots.of(nonces[2]), Slot { nonce: nonces[0], after: 9 });
 
         slots.over(nonces[2]);
         slots.begin(&a, nonces[1]);
