@@ -205,3 +205,72 @@ pub(crate) fn permissions(start: &str, end: &str) -> String {
 pub(crate) fn some_permissions() -> String {
     permissions("NAMESPACE/", "NAMESPACE0")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(code: Code, text: &str) -> StoreError {
+        Failure::from(Error::GRpcStatus(Status::new(code, text))).into_store()
+    }
+
+    #[test]
+    fn only_what_was_surely_not_applied_is_settled() {
+        for (code, text, kind) in [
+            (Code::PermissionDenied, "permission denied", ErrorKind::Denied),
+            (Code::Unauthenticated, "invalid auth token", ErrorKind::Denied),
+            (Code::InvalidArgument, "user name is empty", ErrorKind::Denied),
+            (Code::InvalidArgument, "authentication failed, invalid user ID", ErrorKind::Denied),
+            (Code::InvalidArgument, "revision of auth store is old", ErrorKind::Unreachable),
+            (Code::InvalidArgument, "request is too large", ErrorKind::Unsupported),
+            (Code::FailedPrecondition, "lease already exists", ErrorKind::Unsupported),
+            (Code::NotFound, "requested lease not found", ErrorKind::Unsupported),
+        ] {
+            let error = told(code, &format!("etcdserver: {text}"));
+            assert_eq!((error.kind(), error.settled()), (kind, true), "{text}");
+        }
+        for (code, text) in [
+            (Code::Unavailable, "no leader"),
+            (Code::Unavailable, "leader changed"),
+            (Code::Unavailable, "request timed out"),
+            (Code::Unavailable, "request timed out, possibly due to previous leader failure"),
+            (Code::Unavailable, "server stopped"),
+            (Code::Unknown, "not a primary lessor"),
+            (Code::ResourceExhausted, "too many requests"),
+            (Code::ResourceExhausted, "mvcc: database space exceeded"),
+            (Code::DataLoss, "corrupt cluster"),
+            (Code::Internal, "anything"),
+        ] {
+            let error = told(code, &format!("etcdserver: {text}"));
+            assert_eq!((error.kind(), error.settled()), (ErrorKind::Unknown, false), "{text}");
+            assert!(error.is_transient());
+        }
+    }
+
+    /// The client library makes up answers of its own, and what stands between may, too.
+    #[test]
+    fn what_the_server_did_not_say_itself_is_unknown() {
+        let refusals =
+            [Code::PermissionDenied, Code::InvalidArgument, Code::NotFound, Code::OutOfRange];
+        for code in refusals {
+            for text in ["", "permission denied", "grpc: etcdserver: no", "etcdserver:"] {
+                assert!(!told(code, text).settled(), "{code:?} {text}");
+            }
+        }
+        for error in [Error::WatchError("x".into()), Error::LeaseKeepAliveError("x".into())] {
+            assert!(!Failure::from(error).into_store().settled());
+        }
+    }
+
+    #[test]
+    fn who_does_not_come_to_connect_is_told_what_to_do() {
+        let closed = || Failure::from(Error::GRpcStatus(Status::unknown("connection closed")));
+        let secure = unconnected("https://h:1", closed());
+        assert_eq!((secure.kind(), secure.settled()), (ErrorKind::Unreachable, true));
+        let text = |error| sync_core::Error::from_store("connect", error).to_string();
+        assert!(text(secure).contains("Config::identity"));
+        assert!(text(unconnected("http://h:1", closed())).contains("https://"));
+        let refused = Error::GRpcStatus(Status::unavailable("Connection refused"));
+        assert!(!text(unconnected("http://h:1", Failure::from(refused))).contains("https://"));
+    }
+}

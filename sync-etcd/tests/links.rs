@@ -195,6 +195,29 @@ async fn who_only_follows_leaves_an_endpoint_that_fell_silent() {
     }
 }
 
+/// The server ends the connections of who does that.
+#[tokio::test]
+async fn pings_that_the_server_does_not_like_cost_nothing_that_is_held() {
+    let server = server().await;
+    let half = Duration::from_millis(500);
+    let proxy = proxy(&server).await;
+    let options = Options::new().ttl(Duration::from_secs(9));
+    let config = Config::new(to(&[proxy.address()])).options(options).keep_alive(half, half);
+    let sync = config.connect().await.unwrap();
+    let guard = sync.lock("a").acquire().await.unwrap();
+    let mut changes = sync.leader("x").changes().unwrap();
+    assert!(changes.next().await.unwrap().is_none());
+    let before = proxy.accepted();
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert!(proxy.accepted() > before, "connections were ended");
+    assert!(guard.is_valid(), "{:?}", guard.revocation());
+    let other = coordinator(&server.url(), TTL).await;
+    let elected = other.leader("x").elect().await.unwrap();
+    assert!(timeout(SOON, changes.next()).await.expect("told of it").unwrap().is_some());
+    elected.resign().await.unwrap();
+    guard.release().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_slow_network_costs_nothing_that_is_held() {
     let server = server().await;

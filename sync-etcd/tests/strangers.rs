@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{Operator, client, client_with, key, lease, server, servers};
@@ -147,7 +148,11 @@ async fn more_strangers_than_are_read_end_in_an_error_and_not_in_a_wait() {
         }
         a.end(&claim).await;
     }
-    assert_eq!(etcd.keys("sync/lock/a/").await.len(), 5_000);
+    let sync = common::coordinator(&server.url(), Duration::from_secs(10)).await;
+    let refused = sync.lock("a").acquire().await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Foreign, "{refused}");
+    sync.shutdown().await.unwrap();
+    assert_eq!(etcd.keys("sync/lock/a/").await.len(), 5_000, "nothing of ours is left");
 }
 
 #[tokio::test]
@@ -225,6 +230,40 @@ async fn a_value_from_outside_over_our_key_revokes_it() {
         assert!(etcd.keys("sync/lock/a/").await.is_empty());
         sync.shutdown().await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_line_that_an_operator_cleared_is_formed_again() {
+    let server = server().await;
+    let mut etcd = Operator::of(&server).await;
+    let url = server.url();
+    let ttl = Duration::from_secs(10);
+    let holder = common::coordinator(&url, ttl).await;
+    let guard = holder.lock("a").acquire().await.unwrap();
+    let (held, mut waiting) = (std::sync::Arc::new(AtomicU64::new(0)), Vec::new());
+    for _ in 0..3 {
+        let (sync, held) = (common::coordinator(&url, ttl).await, held.clone());
+        waiting.push(tokio::spawn(async move {
+            let guard = sync.lock("a").acquire().await.unwrap();
+            assert_eq!(held.fetch_add(1, Ordering::SeqCst), 0, "one at a time");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            held.fetch_sub(1, Ordering::SeqCst);
+            let token = guard.token();
+            guard.release().await.unwrap();
+            token
+        }));
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(etcd.keys("sync/lock/a/").await.len(), 4);
+    let everything = etcd_client::DeleteOptions::new().with_prefix();
+    etcd.0.delete("sync/lock/a/", Some(everything)).await.unwrap();
+    let revoked = bounded(guard.revoked()).await.expect("told at once");
+    assert_eq!(revoked.cause, Cause::Key);
+    for waiter in waiting {
+        let token = tokio::time::timeout(Duration::from_secs(5), waiter).await.expect("served");
+        assert!(token.unwrap() > guard.token());
+    }
+    assert!(etcd.keys("sync/lock/a/").await.is_empty());
 }
 
 #[tokio::test]
