@@ -123,7 +123,9 @@ async fn watch(watched: Watched, watcher: Arc<Watcher>, environment: Environment
     let clock = &environment.clock;
     loop {
         let Some(lease) = watched.lease.upgrade().map(|lease| lease.id) else { return };
-        if let Ok(link) = watched.lost(lease, &watcher).await {
+        if watcher.may_connect(clock.now(), PAUSE)
+            && let Ok(link) = watched.lost(lease, &watcher).await
+        {
             let told = Box::pin(watched.ask_why(lease, &link, &environment)).await;
             if let Some(lease) = watched.lease.upgrade() {
                 lease.lost(told);

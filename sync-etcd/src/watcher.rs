@@ -6,10 +6,11 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use etcd_client::{Error, KeyValue, WatchOptions, WatchRequestSender, WatchResponse};
 use sync_core::backend::Nonce;
-use sync_core::{ErrorKind, StoreError, record_nonce};
+use sync_core::{ErrorKind, Moment, StoreError, record_nonce};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
 use crate::dial::{Connector, Link, Login, over};
@@ -21,6 +22,8 @@ pub(crate) struct Watcher {
     connector: Arc<Connector>,
     stream: Mutex<Option<Stream>>,
     next: AtomicI64,
+    /// When somebody may ask for a connection where there is none.
+    connect_at: Mutex<Moment>,
 }
 
 /// A stream, by whoever has or opens a watch on it. It ends with the last of them.
@@ -117,7 +120,22 @@ impl Drop for Watch {
 
 impl Watcher {
     pub(crate) fn new(connector: Arc<Connector>) -> Self {
-        Self { connector, stream: Mutex::default(), next: AtomicI64::new(1) }
+        let connect_at = Mutex::new(connector.clock().now());
+        Self { connector, stream: Mutex::default(), next: AtomicI64::new(1), connect_at }
+    }
+
+    /// Whether to ask for a watch now, for those who ask again and again: where there is no
+    /// connection, one of them does in each such time.
+    pub(crate) fn may_connect(&self, now: Moment, each: Duration) -> bool {
+        if self.connector.in_use().is_some() {
+            return true;
+        }
+        let mut at = self.connect_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let may = now >= *at;
+        if may {
+            *at = now + each;
+        }
+        may
     }
 
     /// Watches these from now on: resolves when all are open, with the connection that they are on.

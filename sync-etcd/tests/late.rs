@@ -1,15 +1,15 @@
-//! Requests that arrive late, and keys that are used again, on a real server.
+//! Requests that arrive late, keys that are used again, and many claims at once, on a real server.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may")]
 
 use std::time::Duration;
 
-use etcd_client::{Client, GetOptions, PutOptions};
+use etcd_client::{Client, DeleteOptions, GetOptions, PutOptions};
 use sync_conformance::Server;
 use sync_conformance::proxy::{Flow, Proxy, Toward};
 use sync_core::backend::{Attempt, Backend, Claim, Ended, Nonce, Session};
 use sync_core::{Kind, Name, OsRng, Rng};
-use sync_etcd::{Config, Etcd};
+use sync_etcd::{Config, Etcd, Options};
 use tokio::time::{sleep, timeout};
 
 const TTL: Duration = Duration::from_secs(10);
@@ -104,4 +104,28 @@ async fn whoever_stands_behind_again_is_not_waited_for() {
     assert!(waited.is_ok(), "it is our turn, and they wait for us");
     let now = a.try_claim(&session, &ours, Some(&ticket), false).await.unwrap();
     assert!(matches!(now, Attempt::Held(_)), "{now:?}");
+}
+
+#[tokio::test]
+async fn many_claims_do_not_besiege_a_server_that_is_away() {
+    let (server, mut etcd) = server().await;
+    let proxy = Proxy::start(server.addresses()[0]).await.unwrap();
+    let config = Config::new(format!("http://{}", proxy.address()));
+    let sync = config.options(Options::new().ttl(TTL)).connect().await.unwrap();
+    let mut guards = Vec::new();
+    for number in 0..200 {
+        guards.push(sync.lock(format!("{number}")).acquire().await.unwrap());
+    }
+    sleep(Duration::from_millis(200)).await;
+    let before = proxy.accepted();
+    proxy.cut();
+    sleep(Duration::from_secs(2)).await;
+    let attempts = proxy.accepted() - before;
+    assert!(attempts <= 30, "{attempts} attempts to connect");
+
+    proxy.heal();
+    sleep(Duration::from_secs(1)).await;
+    etcd.delete("sync/lock/7/", Some(DeleteOptions::new().with_prefix())).await.unwrap();
+    let told = timeout(Duration::from_millis(500), guards[7].revoked()).await;
+    assert!(told.is_ok(), "all are watched again");
 }
