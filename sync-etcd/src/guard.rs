@@ -176,7 +176,7 @@ impl Watched {
         let mut leases = link.connection.lease();
         let gone = tokio::select! {
             biased;
-            left = leases.time_to_live(lease, None) => left.is_ok_and(|left| left.ttl() <= 0),
+            left = leases.time_to_live(lease, None) => left.is_ok_and(|left| left.ttl() < 0),
             () = clock.sleep_until(clock.now() + ASK_LIMIT) => false,
         };
         if gone { Loss::Session } else { Loss::Claim(self.nonce) }

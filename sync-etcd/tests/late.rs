@@ -7,10 +7,11 @@ use std::time::Duration;
 use etcd_client::{Client, DeleteOptions, GetOptions, PutOptions};
 use sync_conformance::Server;
 use sync_conformance::proxy::{Flow, Proxy, Toward};
-use sync_core::backend::{Attempt, Backend, Claim, Ended, Nonce, Session};
+use sync_core::backend::{Attempt, Backend, Claim, Ended, Loss, Nonce, Session};
 use sync_core::{Kind, Name, OsRng, Rng};
 use sync_etcd::{Config, Etcd, Options};
 use tokio::time::{sleep, timeout};
+use tokio_stream::StreamExt;
 
 const TTL: Duration = Duration::from_secs(10);
 
@@ -128,4 +129,19 @@ async fn many_claims_do_not_besiege_a_server_that_is_away() {
     etcd.delete("sync/lock/7/", Some(DeleteOptions::new().with_prefix())).await.unwrap();
     let told = timeout(Duration::from_millis(500), guards[7].revoked()).await;
     assert!(told.is_ok(), "all are watched again");
+}
+
+/// What is left of a lease is told in whole seconds.
+#[tokio::test]
+async fn a_key_that_is_taken_away_in_the_last_second_of_its_lease_is_not_the_end_of_that() {
+    let (server, mut etcd) = server().await;
+    let a = Config::new(server.url()).backend().await.unwrap();
+    let session = a.open(Duration::from_secs(2)).await.unwrap();
+    let mut losses = a.losses(&session);
+    let held = lock("a", true);
+    a.try_claim(&session, &held, None, false).await.unwrap();
+    sleep(session.ttl - Duration::from_millis(700)).await;
+    etcd.delete("sync/lock/a/", Some(DeleteOptions::new().with_prefix())).await.unwrap();
+    let told = timeout(Duration::from_millis(500), losses.next()).await.unwrap();
+    assert_eq!(told, Some(Loss::Claim(held.nonce)));
 }
