@@ -131,6 +131,22 @@ async fn many_claims_do_not_besiege_a_server_that_is_away() {
     assert!(told.is_ok(), "all are watched again");
 }
 
+#[tokio::test]
+async fn a_place_that_was_detached_before_its_session_ended_is_a_session_that_has_ended() {
+    let (server, mut etcd) = server().await;
+    let (a, session) = backend(&server.url()).await;
+    a.try_claim(&session, &lock("a", true), None, false).await.unwrap();
+    let waits = lock("a", true);
+    let Attempt::Blocked(ticket) = a.try_claim(&session, &waits, None, false).await.unwrap() else {
+        panic!("it is held");
+    };
+    let own = format!("sync/lock/a/{}-{}", session.id, waits.nonce.to_hex());
+    etcd.put(own, "", None).await.unwrap();
+    etcd.lease_revoke(i64::from_str_radix(&session.id, 16).unwrap()).await.unwrap();
+    let now = a.try_claim(&session, &waits, Some(&ticket), false).await;
+    assert!(matches!(now, Ok(Attempt::SessionEnded)), "{now:?}");
+}
+
 /// What is left of a lease is told in whole seconds.
 #[tokio::test]
 async fn a_key_that_is_taken_away_in_the_last_second_of_its_lease_is_not_the_end_of_that() {
