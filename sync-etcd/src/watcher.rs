@@ -4,6 +4,7 @@
 //! each 100 ms. Whoever watches reads again once the watch is open, and so misses nothing.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -231,38 +232,64 @@ impl Watches {
         let opened = over(link.look(), opened).map_err(Failure::into_store)?;
         let (mut requests, mut answers) = opened.split();
         loop {
-            tokio::select! {
+            let order = tokio::select! {
                 biased;
                 answer = answers.message() => {
-                    match over(link.look(), answer).map_err(Failure::into_store)? {
-                        Some(answer) => self.tell(link, login, &answer).await?,
-                        None => return Err(gone()),
-                    }
+                    self.hear(link, login, answer).await?;
+                    continue;
                 }
-                order = orders.recv() => {
-                    let Some(order) = order else { return Ok(()) };
-                    let sent = self.carry_out(order, &mut requests).await;
-                    over(link.look(), sent).map_err(Failure::into_store)?;
+                order = orders.recv() => order,
+            };
+            let Some(order) = order else { return Ok(()) };
+            let mut sent = pin!(self.carry_out(order, &mut requests));
+            // A server that nobody listens to does not listen either.
+            loop {
+                tokio::select! {
+                    biased;
+                    sent = &mut sent => {
+                        over(link.look(), sent).map_err(Failure::into_store)?;
+                        break;
+                    }
+                    answer = answers.message() => self.hear(link, login, answer).await?,
                 }
             }
         }
     }
 
-    async fn carry_out(
+    /// Takes note of an order; what is to be sent takes its own time.
+    fn carry_out<'a>(
         &mut self,
         order: Order,
-        requests: &mut WatchRequestSender,
-    ) -> Result<(), Error> {
-        match order {
+        requests: &'a mut WatchRequestSender,
+    ) -> impl Future<Output = Result<(), Error>> + use<'a> {
+        let request = match order {
             Order::Open { id, range, told } => {
                 self.0.insert(id, told);
-                let (key, options) = range.options(id);
-                requests.watch(key, Some(options)).await
+                Some((id, Some(range)))
             }
-            Order::Close { id } => match self.0.remove(&id) {
-                Some(_) => requests.cancel(id).await,
+            Order::Close { id } => self.0.remove(&id).map(|_| (id, None)),
+        };
+        async move {
+            match request {
+                Some((id, Some(range))) => {
+                    let (key, options) = range.options(id);
+                    requests.watch(key, Some(options)).await
+                }
+                Some((id, None)) => requests.cancel(id).await,
                 None => Ok(()),
-            },
+            }
+        }
+    }
+
+    async fn hear(
+        &mut self,
+        link: &Link,
+        login: Login,
+        answer: Result<Option<WatchResponse>, Error>,
+    ) -> Result<(), StoreError> {
+        match over(link.look(), answer).map_err(Failure::into_store)? {
+            Some(answer) => self.tell(link, login, &answer).await,
+            None => Err(gone()),
         }
     }
 
