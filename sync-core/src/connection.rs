@@ -275,6 +275,9 @@ impl<D: Dial> Connector<D> {
         let mut making = self.making();
         making.link = None;
         making.abort();
+        drop(making);
+        // Who waits for one of these attempts begins another.
+        self.ended.send_replace(());
     }
 
     /// The error of one that nobody has answered in time.

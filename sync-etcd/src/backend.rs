@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use etcd_client::{
     Compare, CompareOp, GetOptions, KeyValue, LeaseGrantOptions, PutOptions, Txn, TxnOp,
-    TxnOpResponse, TxnResponse,
+    TxnResponse,
 };
 use sync_core::backend::{
     Attempt, Backend, Claim, Ended, Grant, Held, Losses, Profile, Renewal, Session, Sighted,
@@ -24,11 +24,14 @@ use crate::dial::{Connector, ask, look};
 use crate::error::Failure;
 use crate::guard::Watched;
 use crate::keys::{Keys, Line, read_lease};
-use crate::line::{SCAN, Strangers, found, key_only, newest, oldest};
+use crate::line::{SCAN, Strangers, found, has_deleted, key_only, newest, oldest};
 use crate::mutant;
 use crate::reuse::Slot;
 use crate::session::Lease;
 use crate::watcher::{Change, Range, Watcher};
+
+/// The longest pause of one that cannot see whether its turn has come.
+const UNSEEN: Duration = Duration::from_millis(250);
 
 /// An etcd cluster as a [`Backend`]. Made by [`Config::backend`](crate::Config::backend); most
 /// programs want [`Config::connect`](crate::Config::connect) instead.
@@ -137,8 +140,9 @@ impl Etcd {
             Err(failure) if failure.is_lease_gone() => return Ok(Attempt::SessionEnded),
             other => other.map_err(Failure::into_store)?,
         };
-        let mut found = found(&answer);
-        if !answer.succeeded() {
+        let succeeded = answer.succeeded();
+        let mut found = found(answer);
+        if !succeeded {
             let (void, own) = (found.next(), found.next());
             return self.stands(place, void, own).await;
         }
@@ -169,8 +173,9 @@ impl Etcd {
             Err(failure) if failure.is_lease_gone() => return Ok(Attempt::SessionEnded),
             other => other.map_err(Failure::into_store)?,
         };
-        let mut found = found(&answer);
-        if answer.succeeded() {
+        let succeeded = answer.succeeded();
+        let mut found = found(answer);
+        if succeeded {
             let own = found.nth(1).unwrap_or_default();
             let own = own.first().filter(|own| place.is(own));
             return own.map(|own| held(place, own)).ok_or_else(not_asked_for);
@@ -226,7 +231,7 @@ impl Etcd {
             let read = [key_only(&place.key), newest(&place.line, Some(created), limit)];
             let answer = self.commit(Txn::new().and_then(read)).await;
             let answer = answer.map_err(|failure| failure.into_store().unsettled())?;
-            let mut found = found(&answer);
+            let mut found = found(answer);
             let (own, before) = (found.next(), found.next().unwrap_or_default());
             let own = own.unwrap_or_default();
             let Some(own) = own.first().filter(|own| own.create_revision() == created) else {
@@ -265,6 +270,41 @@ impl Etcd {
         }
         place.lease.left(place.claim.nonce);
         Ok(Attempt::Anew)
+    }
+
+    /// Resolves when the key before a place is gone, or the place itself.
+    async fn turn(&self, place: &Place<'_>, note: &Note<'_>) -> Result<(), StoreError> {
+        let before = [place.line.prefix(), note.before].concat();
+        let ranges = [Range::Key(place.key.clone()), Range::Key(before.clone())];
+        let (link, [mut own, mut other]) = self.watcher.open(ranges).await?;
+        // What happened before the watches were open.
+        let read = Txn::new().and_then([key_only(&place.key), key_only(&before)]);
+        let answer = look(&link, || {
+            let (mut kv, read) = (link.connection.kv(), read.clone());
+            async move { kv.txn(read).await }
+        });
+        let mut found = found(answer.await?);
+        // Other programs use a key again: it may stand behind this one by now.
+        let mut stands_by = |created: i64| {
+            let key = found.next().and_then(|keys| keys.into_iter().next());
+            key.is_some_and(|key| place.line.is_claim(&key) && key.create_revision() <= created)
+        };
+        let stand = stands_by(note.created) && stands_by(note.created - 1);
+        if !stand && !mutant::on(mutant::WATCHES_UNREAD) {
+            return Ok(());
+        }
+        loop {
+            let (change, latest) = tokio::select! {
+                biased;
+                change = own.change() => (change, note.created),
+                change = other.change() => (change, note.created - 1),
+            };
+            // A holder that changes its record goes on holding.
+            let Ok(Change::Put { token, lease: 1.., .. }) = change else { return Ok(()) };
+            if token > latest {
+                return Ok(());
+            }
+        }
     }
 
     /// Watches the key of a claim that is held.
@@ -357,7 +397,7 @@ impl Backend for Etcd {
     }
 
     async fn close(&self, session: &Session) -> Result<(), StoreError> {
-        if let Some(lease) = self.lease(session) {
+        if let Some(lease) = self.leases().remove(&session.id) {
             lease.end();
         }
         let id = read_lease(&session.id).filter(|_| !mutant::on(mutant::CLOSES_NOTHING));
@@ -371,8 +411,7 @@ impl Backend for Etcd {
             Err(failure) if !failure.is_lease_gone() => return Err(failure.into_store()),
             _ => {}
         }
-        let mut leases = self.leases();
-        if leases.remove(&session.id).is_some() && leases.is_empty() {
+        if self.leases().is_empty() {
             self.watcher.rest();
             self.connector.disconnect();
         }
@@ -422,37 +461,10 @@ impl Backend for Etcd {
         let Some(lease) = self.lease(session) else { return };
         let Some(note) = Note::read(&ticket.place) else { return };
         let place = self.place(&lease, claim);
-        let before = [place.line.prefix(), note.before].concat();
-        let ranges = [Range::Key(place.key.clone()), Range::Key(before.clone())];
-        let Ok((link, [mut own, mut other])) = self.watcher.open(ranges).await else { return };
-        // What happened before the watches were open.
-        let read = Txn::new().and_then([key_only(&place.key), key_only(&before)]);
-        let answer = look(&link, || {
-            let (mut kv, read) = (link.connection.kv(), read.clone());
-            async move { kv.txn(read).await }
-        });
-        let Ok(answer) = answer.await else { return };
-        let mut found = found(&answer);
-        // Other programs use a key again: it may stand behind this one by now.
-        let mut stands_by = |created: i64| {
-            let key = found.next().and_then(|keys| keys.into_iter().next());
-            key.is_some_and(|key| place.line.is_claim(&key) && key.create_revision() <= created)
-        };
-        let stand = stands_by(note.created) && stands_by(note.created - 1);
-        if !stand && !mutant::on(mutant::WATCHES_UNREAD) {
-            return;
-        }
-        loop {
-            let (change, latest) = tokio::select! {
-                biased;
-                change = own.change() => (change, note.created),
-                change = other.change() => (change, note.created - 1),
-            };
-            // A holder that changes its record goes on holding.
-            let Ok(Change::Put { token, lease: 1.., .. }) = change else { return };
-            if token > latest {
-                return;
-            }
+        if self.turn(&place, &note).await.is_err() {
+            // The try that follows would soon be back.
+            let clock = &self.environment.clock;
+            clock.sleep_until(clock.now() + self.environment.jitter(UNSEEN)).await;
         }
     }
 
@@ -489,7 +501,7 @@ impl Backend for Etcd {
             let revision = answer.header().map(|header| header.revision());
             return revision.map(|now| Updated::Done(version_of(now))).ok_or_else(not_asked_for);
         }
-        let own = found(&answer).next().unwrap_or_default();
+        let own = found(answer).next().unwrap_or_default();
         let ours = |own: &&KeyValue| {
             place.is(own)
                 && u64::try_from(own.create_revision()) == Ok(grant.token.get())
@@ -525,11 +537,14 @@ impl Backend for Etcd {
         };
         let answer = match self.commit(txn).await {
             Err(failure) if failure.is_lease_gone() => return Ok(Ended::NotOurs),
+            Err(failure) if unanswered && failure.is_full() => {
+                // There is no room for the marker now, but the key need not block others meanwhile.
+                drop(self.commit(Txn::new().and_then([place.delete()])).await);
+                return Err(failure.into_store());
+            }
             other => other.map_err(Failure::into_store)?,
         };
-        let deleted = answer.op_responses().into_iter().any(
-            |response| matches!(response, TxnOpResponse::Delete(deleted) if deleted.deleted() > 0),
-        );
+        let deleted = has_deleted(&answer);
         match answer.header() {
             Some(header)
                 if deleted

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 #[cfg(feature = "client")]
 use etcd_client::Client;
-use etcd_client::{Compare, CompareOp, ConnectOptions, DeleteOptions, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp, ConnectOptions, GetOptions, Txn, TxnOp};
 use sync_core::backend::{Expiry, Profile};
 use sync_core::connection;
 use sync_core::{Coordinator, Error, ErrorKind, Options, StoreError};
@@ -209,11 +209,13 @@ async fn greet(connector: &Arc<Connector>, keys: &Keys) -> Result<(), StoreError
     connector.dial().check_all().await?;
     let (start, end) = keys.range();
     let never = Compare::version(start.as_str(), CompareOp::Less, 0);
-    let everything = DeleteOptions::new().with_range(end.as_str());
+    // Of keys that are nobody's, should a server take it for true.
+    let writes = ["lock/", "leader/", "void/"].map(|kind| [&start, kind].concat());
+    let first = GetOptions::new().with_range(end.as_str()).with_limit(1).with_keys_only();
     let probe = Txn::new()
         .when([never])
-        .and_then([TxnOp::delete(start.as_str(), Some(everything))])
-        .or_else([TxnOp::get(start.as_str(), None)]);
+        .and_then(writes.map(|key| TxnOp::delete(key, None)))
+        .or_else([TxnOp::get(start.as_str(), Some(first))]);
     let probed = ask(&link, || {
         let (mut kv, probe) = (link.connection.kv(), probe.clone());
         async move { kv.txn(probe).await }

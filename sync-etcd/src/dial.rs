@@ -137,6 +137,9 @@ impl Members {
     /// Whether this member belongs to the cluster, and takes part in it now.
     fn check(&self, url: &str, status: &StatusResponse) -> Result<(), StoreError> {
         self.check_cluster(url, status.header())?;
+        if status.is_learner() {
+            return Err(StoreError::unsent(format!("{url} is a learner, which serves nobody")));
+        }
         match status.leader() {
             0 => Err(StoreError::unsent(format!("{url} has no leader"))),
             _ => Ok(()),

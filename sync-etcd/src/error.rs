@@ -60,9 +60,15 @@ impl Failure {
         self.message() == "authentication is not enabled"
     }
 
+    /// Whether the store takes no writes for want of room.
+    pub(crate) fn is_full(&self) -> bool {
+        self.message().contains("space exceeded")
+    }
+
     /// Whether another member may do better than the one that was asked.
     pub(crate) fn wants_another_member(&self) -> bool {
         match self {
+            Self::Lost(error) if is_too_large(error) => false,
             Self::Unsent(_) | Self::Lost(_) => true,
             Self::Answer(_) => {
                 let message = self.message();
@@ -123,8 +129,20 @@ fn answered(status: &Status) -> StoreError {
     }
 }
 
+/// Whether the answer came, and was not read for its size.
+fn is_too_large(error: &Error) -> bool {
+    let Error::GRpcStatus(status) = error else { return false };
+    status.code() == Code::OutOfRange && status.message().contains("message length too large")
+}
+
 fn lost(error: Error) -> StoreError {
     let text = chain(&error);
+    if is_too_large(&error) {
+        // Whatever was asked for may have been done.
+        return StoreError::refused(ErrorKind::Foreign, text)
+            .unsettled()
+            .advise("remove what another program has put under the name: it was left alone");
+    }
     // Nothing leaves the process before there is a connection.
     let unsent = match &error {
         Error::GRpcStatus(status) => is_unconnected(status),

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
-use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget, TxnOp, TxnOpResponse, TxnResponse};
+use etcd_client::proto::PbTxnOpResponse;
+use etcd_client::{GetOptions, KeyValue, SortOrder, SortTarget, TxnOp, TxnResponse};
 use sync_core::{ErrorKind, StoreError};
 
 use crate::keys::{Line, read_lease};
@@ -41,11 +42,22 @@ pub(crate) fn oldest(limit: i64) -> GetOptions {
         .with_limit(limit)
 }
 
-/// What each of a transaction's reads found; of writes, nothing.
-pub(crate) fn found(answer: &TxnResponse) -> impl Iterator<Item = Vec<KeyValue>> {
-    answer.op_responses().into_iter().map(|response| match response {
-        TxnOpResponse::Get(mut get) => get.take_kvs(),
+/// What each of a transaction's reads found; of writes, nothing. Not by the library's own means:
+/// that panics on an answer without one.
+pub(crate) fn found(answer: TxnResponse) -> impl Iterator<Item = Vec<KeyValue>> {
+    answer.0.responses.into_iter().map(|response| match response.response {
+        Some(PbTxnOpResponse::ResponseRange(range)) => {
+            range.kvs.into_iter().map(KeyValue).collect()
+        }
         _ => Vec::new(),
+    })
+}
+
+/// Whether a transaction has deleted anything.
+pub(crate) fn has_deleted(answer: &TxnResponse) -> bool {
+    answer.0.responses.iter().any(|response| match &response.response {
+        Some(PbTxnOpResponse::ResponseDeleteRange(deleted)) => deleted.deleted > 0,
+        _ => false,
     })
 }
 
