@@ -433,11 +433,8 @@ impl Backend for Etcd {
         unanswered: bool,
     ) -> Result<Attempt, StoreError> {
         let Some(lease) = self.lease(session) else { return Ok(Attempt::SessionEnded) };
-        match ticket {
-            None if unanswered => lease.slots().again(claim.nonce),
-            None => lease.slots().begin(&self.keys.line(claim.kind, &claim.name), claim.nonce),
-            Some(_) => {}
-        }
+        let fresh = ticket.is_none() && !unanswered;
+        lease.slots().begin(&self.keys.line(claim.kind, &claim.name), claim.nonce, fresh);
         let place = self.place(&lease, claim);
         let attempt = match ticket.and_then(|ticket| Note::read(&ticket.place)) {
             Some(note) => self.look_around(&place, note.created, 1).await?,

@@ -30,7 +30,7 @@ pub(crate) struct Slot {
 pub(crate) struct Slots {
     /// Each deleted, by its prefix.
     free: BTreeMap<String, Slot>,
-    /// Those in use, but for some that are named by the nonce of their claim.
+    /// Those in use.
     used: BTreeMap<Nonce, Slot>,
 }
 
@@ -40,19 +40,14 @@ impl Slots {
         self.used.get(&nonce).copied().unwrap_or(Slot { nonce, after: 0 })
     }
 
-    /// A claim is about to be made of which nothing has been sent, or nothing has come.
-    pub(crate) fn begin(&mut self, line: &Line, nonce: Nonce) {
-        if !self.used.contains_key(&nonce)
-            && let Some(slot) = self.free.remove(line.prefix())
-        {
-            self.used.insert(nonce, slot);
+    /// A claim is tried for: by the same key each time, however late an attempt begins. `fresh` says
+    /// that nothing of it can be under way.
+    pub(crate) fn begin(&mut self, line: &Line, nonce: Nonce, fresh: bool) {
+        if self.used.contains_key(&nonce) {
+            return;
         }
-    }
-
-    /// A claim is made once more: by the same key, and none of its attempts by another, however late
-    /// it begins.
-    pub(crate) fn again(&mut self, nonce: Nonce) {
-        self.used.entry(nonce).or_insert(Slot { nonce, after: 0 });
+        let free = if fresh { self.free.remove(line.prefix()) } else { None };
+        self.used.insert(nonce, free.unwrap_or(Slot { nonce, after: 0 }));
     }
 
     /// The claim is over.
@@ -88,29 +83,34 @@ mod tests {
     fn a_key_is_used_again_by_one_claim_of_its_name_at_a_time() {
         let nonces = [1, 2, 3, 4].map(|byte| Nonce::from_bytes([byte; 16]));
         let (mut slots, a, b) = (Slots::default(), line("a"), line("b"));
-        slots.begin(&a, nonces[0]);
+        slots.begin(&a, nonces[0], true);
         assert_eq!(slots.of(nonces[0]), Slot { nonce: nonces[0], after: 0 });
         slots.free(&a, nonces[0], 7);
 
-        slots.begin(&b, nonces[1]);
+        slots.begin(&b, nonces[1], true);
         assert_eq!(slots.of(nonces[1]).nonce, nonces[1]);
-        slots.begin(&a, nonces[2]);
-        slots.begin(&a, nonces[3]);
+        slots.begin(&a, nonces[2], true);
+        slots.begin(&a, nonces[3], true);
         assert_eq!(slots.of(nonces[2]), Slot { nonce: nonces[0], after: 7 });
         assert_eq!(slots.of(nonces[3]).nonce, nonces[3]);
         // A repeat finds the same key.
-        slots.begin(&a, nonces[2]);
+        slots.begin(&a, nonces[2], true);
         assert_eq!(slots.of(nonces[2]).nonce, nonces[0]);
 
+        // One that stands in line keeps its key, though another has become free.
         slots.free(&a, nonces[2], 9);
-        slots.again(nonces[3]);
-        slots.begin(&a, nonces[3]);
-        assert_eq!(slots.of(nonces[3]).nonce, nonces[3], "an attempt that begins late");
-        slots.begin(&a, nonces[2]);
+        slots.begin(&a, nonces[3], true);
+        assert_eq!(slots.of(nonces[3]).nonce, nonces[3]);
+        // Nor does one get it of which an attempt may be under way.
+        slots.begin(&a, nonces[2], false);
+        assert_eq!(slots.of(nonces[2]).nonce, nonces[2]);
+        slots.over(nonces[2]);
+        slots.begin(&a, nonces[2], true);
         assert_eq!(slots.of(nonces[2]), Slot { nonce: nonces[0], after: 9 });
 
+        slots.over(nonces[1]);
         slots.over(nonces[2]);
-        slots.begin(&a, nonces[1]);
+        slots.begin(&a, nonces[1], true);
         assert_eq!(slots.of(nonces[1]).nonce, nonces[1], "what was abandoned is not used again");
     }
 
