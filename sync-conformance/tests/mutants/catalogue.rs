@@ -248,7 +248,7 @@ fn by_etcd(fault: &str) -> (Store, &'static [&'static str]) {
         "watches-unread" => &["waiting::a_release_before_the_wait_has_begun_wakes_too"],
         "unguarded" => &["revocation::a_removed_key_is_told"],
         "reuses-any" => &["unanswered::a_late_attempt_past_the_release"],
-        "ends-uncompared" => &["unanswered::a_late_release_spares_a_newer_claim"],
+        "ends-uncompared" => &["release::a_repeated_release_spares_a_newer_claim_of_its_session"],
         "closes-nothing" => &["release::releasing_what_was_lost_says_why"],
         "update-detaches" => &["status::an_update_is_seen_and_changes_no_token"],
         "updates-blindly" => &["unanswered::a_late_update_undoes_no_later_one"],
