@@ -543,11 +543,7 @@ impl Backend for Etcd {
         };
         let deleted = has_deleted(&answer);
         match answer.header() {
-            Some(header)
-                if deleted
-                    && grant.is_some()
-                    && (!unanswered || mutant::on(mutant::REUSES_ANY)) =>
-            {
+            Some(header) if deleted && grant.is_some() && !unanswered => {
                 lease.slots().free(&place.line, claim.nonce, header.revision());
             }
             _ => lease.slots().over(claim.nonce),

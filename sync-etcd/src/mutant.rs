@@ -25,7 +25,6 @@ mutants! {
     WATCHES_UNREAD = "watches-unread", "a watch is opened, and what was before is not read again";
     UNGUARDED = "unguarded", "nobody watches what is held";
     ENDS_UNCOMPARED = "ends-uncompared", "a release deletes the key whoever has made it";
-    REUSES_ANY = "reuses-any", "a key is used again though not all that was sent of it was answered";
     CLOSES_NOTHING = "closes-nothing", "a closed session's lease is not revoked";
     UPDATE_DETACHES = "update-detaches", "a changed record is put without the lease";
     UPDATES_BLINDLY = "updates-blindly", "a changed record is not compared with what stands there";

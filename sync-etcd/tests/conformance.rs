@@ -37,7 +37,8 @@ impl Store for Etcd {
         if let Some(server) = server::external("SYNC_TEST_ETCD")? {
             return Ok(server);
         }
-        let server = server::etcd(self.members, &[]).start().await?;
+        // Who was idle for a second has to log in again.
+        let server = server::etcd(self.members, &["--auth-token-ttl=1"]).start().await?;
         self.prepare(&server.url()).await?;
         Ok(server)
     }

@@ -241,6 +241,7 @@ async fn a_place_that_was_removed_is_not_granted(ctx: Context) -> Result<(), Fai
         faults.next(Verb::TryClaim, Fault::Hang);
         ctx.tamper(&want.key()?, Tamper::Delete).await?;
         timeout(ctx.long(), faults.called(Verb::TryClaim, asked + 1)).await?;
+        timeout(ctx.long(), held.revoked()).await?;
         // Elsewhere there is nothing more to remove.
         drop(ctx.tamper(&want.key()?, Tamper::Delete).await);
         faults.release();

@@ -247,7 +247,6 @@ fn by_etcd(fault: &str) -> (Store, &'static [&'static str]) {
         "grants-unread" => &["waiting::a_place_that_was_removed_is_not_granted"],
         "watches-unread" => &["waiting::a_release_before_the_wait_has_begun_wakes_too"],
         "unguarded" => &["revocation::a_removed_key_is_told"],
-        "reuses-any" => &["unanswered::a_late_attempt_past_the_release"],
         "ends-uncompared" => &["release::a_repeated_release_spares_a_newer_claim_of_its_session"],
         "closes-nothing" => &["release::releasing_what_was_lost_says_why"],
         "update-detaches" => &["status::an_update_is_seen_and_changes_no_token"],
@@ -255,7 +254,7 @@ fn by_etcd(fault: &str) -> (Store, &'static [&'static str]) {
         "token-of-record" => &["status::an_update_is_seen_and_changes_no_token"],
         "ttl-doubled" => &["revocation::a_partitioned_holder_is_told"],
         "dead-renewed" => &["renewal::a_renewal_tells_that_its_session_was_ended"],
-        "token-kept" => &["faults::a_client_recovers_from_a_restart"],
+        "token-kept" => &["waiting::a_waiter_does_not_ask_all_the_time"],
         _ => &[],
     };
     (Store::Etcd, cases)
