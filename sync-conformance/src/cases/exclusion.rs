@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use sync_core::backend::Attempt;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
+use super::common::{claim, granted};
 use crate::context::Context;
 use crate::failed::Failed;
 use crate::suite::{Case, Need};
@@ -18,6 +20,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new(many_tasks_of_one_coordinator),
         Case::new(many_coordinators),
         Case::new(many_processes).needs(&[Need::SecondProcess]),
+        Case::new(two_claims_of_one_session_exclude_each_other),
     ]
 }
 
@@ -117,5 +120,23 @@ async fn many_processes(ctx: Context) -> Result<(), Failed> {
     let register = ctx.open_register()?.contents()?;
     assert_eq!(register.value, register.accepted);
     assert_eq!(register.refused, 0);
+    ctx.assert_nothing_left().await
+}
+
+/// Where a session has one key for a name, it gets the same lock twice.
+async fn two_claims_of_one_session_exclude_each_other(ctx: Context) -> Result<(), Failed> {
+    let backend = ctx.backend().await?;
+    let session = backend.open(ctx.long()).await?;
+    let (first, second) = (claim()?, claim()?);
+    let grant = granted(backend.try_claim(&session, &first, None, false).await?)?;
+    for _ in 0..2 {
+        let attempt = backend.try_claim(&session, &second, None, false).await?;
+        assert!(matches!(attempt, Attempt::Blocked(_)), "{attempt:?}");
+    }
+    backend.end(&session, &first, Some(&grant), false).await?;
+    let next = granted(backend.try_claim(&session, &second, None, false).await?)?;
+    assert!(next.token > grant.token);
+    backend.end(&session, &second, Some(&next), false).await?;
+    backend.close(&session).await?;
     ctx.assert_nothing_left().await
 }

@@ -243,7 +243,7 @@ fn by_etcd(fault: &str) -> (Store, &'static [&'static str]) {
         "strangers-hold" => &["strangers::a_key_that_is_no_claim_blocks_nobody"],
         "always-queues" => &["waiting::a_wait_of_zero_tries_once"],
         "no-compare" | "no-marker" => &["unanswered::a_late_attempt_past_the_abandon"],
-        "shared-key" => &["fencing::two_acquisitions_in_immediate_succession_differ"],
+        "shared-key" => &["exclusion::two_claims_of_one_session_exclude_each_other"],
         "grants-unread" => &["waiting::a_place_that_was_removed_is_not_granted"],
         "watches-unread" => &["waiting::a_release_before_the_wait_has_begun_wakes_too"],
         "unguarded" => &["revocation::a_removed_key_is_told"],
