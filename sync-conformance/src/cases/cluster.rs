@@ -184,7 +184,8 @@ async fn a_leading_member_stops_for_longer_than_a_ttl(ctx: Context) -> Result<()
         let before = held.token();
         match held.revocation().map(|lost| lost.cause) {
             None => held.give_back().await?,
-            Some(cause) => assert_eq!(cause, Cause::Session),
+            // Whether it was the session or the key alone is asked, but not for long.
+            Some(cause) => assert!(matches!(cause, Cause::Session | Cause::Key), "{cause:?}"),
         }
         let next = soon(&ctx, "who waits gets it", waiting).await???;
         assert!(next.token() > before);
