@@ -523,13 +523,16 @@ impl Backend for Etcd {
         let Some(lease) = self.lease(session) else { return Ok(Ended::NotOurs) };
         lease.guards.over(claim.nonce);
         lease.left(claim.nonce);
+        if lease.slots().is_anothers(claim.nonce) {
+            return Ok(Ended::NotOurs);
+        }
         let place = self.place(&lease, claim);
         let txn = match grant {
             _ if unanswered => place.abandon(),
             Some(grant) if !mutant::on(mutant::ENDS_UNCOMPARED) => {
                 Txn::new().when([created(&place.key, &grant.token)]).and_then([place.delete()])
             }
-            // Its name holds the nonce: it can be nobody else's.
+            // It is this claim's key, and can be nobody else's.
             _ => Txn::new().and_then([place.delete()]),
         };
         let answer = match self.commit(txn).await {

@@ -50,6 +50,12 @@ impl Slots {
         self.used.insert(nonce, free.unwrap_or(Slot { nonce, after: 0 }));
     }
 
+    /// Whether a claim is over whose key was handed on, or may be.
+    pub(crate) fn is_anothers(&self, nonce: Nonce) -> bool {
+        let mut others = self.used.values().chain(self.free.values());
+        !self.used.contains_key(&nonce) && others.any(|slot| slot.nonce == nonce)
+    }
+
     /// The claim is over.
     pub(crate) fn over(&mut self, nonce: Nonce) {
         self.used.remove(&nonce);
@@ -93,6 +99,8 @@ mod tests {
         slots.begin(&a, nonces[3], true);
         assert_eq!(slots.of(nonces[2]), Slot { nonce: nonces[0], after: 7 });
         assert_eq!(slots.of(nonces[3]).nonce, nonces[3]);
+        assert!(slots.is_anothers(nonces[0]), "a late end of the first is not the third's");
+        assert!(!slots.is_anothers(nonces[2]) && !slots.is_anothers(Nonce::from_bytes([9; 16])));
         // A repeat finds the same key.
         slots.begin(&a, nonces[2], true);
         assert_eq!(slots.of(nonces[2]).nonce, nonces[0]);
