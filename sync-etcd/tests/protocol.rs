@@ -179,6 +179,48 @@ async fn an_end_with_a_grant_ends_that_acquisition_and_no_other() {
     assert_eq!(ended, Ended::Released);
 }
 
+/// A server walks over every key that ever stood under a prefix.
+#[tokio::test]
+async fn a_session_takes_a_name_again_by_the_same_key_unless_something_of_it_may_come_late() {
+    let server = server().await;
+    let mut etcd = Operator::of(&server).await;
+    let (a, b) = (client(&server).await, client(&server).await);
+    let release = async |claim: &Claim, grant: &Grant| {
+        a.backend.end(&a.session, claim, Some(grant), false).await.unwrap()
+    };
+    let (first, second, third, fourth) = (lock("a"), lock("a"), lock("a"), lock("a"));
+    let old = a.held(&first).await;
+    assert_eq!(release(&first, &old).await, Ended::Released);
+    let new = a.held(&second).await;
+    assert!(new.token > old.token);
+    let found = etcd.only("sync/").await;
+    assert_eq!(found.key_str().unwrap(), key(&a.session, &first));
+    assert_eq!(found.value(), &*second.record, "whose it is stands in the record");
+    // Whatever comes once more of the first is of no effect.
+    assert_eq!(release(&first, &old).await, Ended::NotOurs);
+    assert_eq!(a.end(&first).await, Ended::NotOurs);
+    assert_eq!(a.abandon(&first).await, Ended::NotOurs);
+    let late = a.backend.update(&a.session, &first, &old).await.unwrap();
+    assert!(matches!(late, Updated::NotOurs), "{late:?}");
+    assert_eq!(etcd.only("sync/").await.mod_revision(), found.mod_revision());
+
+    // Of an abandoned one something may be under way.
+    assert_eq!(a.abandon(&second).await, Ended::Released);
+    let grant = a.held(&third).await;
+    assert_eq!(etcd.only("sync/lock/").await.key_str().unwrap(), key(&a.session, &third));
+    release(&third, &grant).await;
+
+    // Who stands in line does not change his place for a key that became free.
+    let holder = lock("a");
+    b.held(&holder).await;
+    a.blocked(&fourth).await;
+    a.blocked(&claim(Kind::Lock, "a", false)).await;
+    a.blocked(&fourth).await;
+    assert_eq!(etcd.keys("sync/lock/").await.len(), 2);
+    b.end(&holder).await;
+    a.held(&fourth).await;
+}
+
 #[tokio::test]
 async fn a_record_changes_only_from_the_version_that_is_known_and_keeps_the_lease() {
     let server = server().await;
