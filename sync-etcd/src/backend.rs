@@ -20,7 +20,7 @@ use sync_core::{
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
-use crate::dial::{Connector, ask, look};
+use crate::dial::{Connector, Link, ask, look};
 use crate::error::Failure;
 use crate::guard::Watched;
 use crate::keys::{Keys, Line, read_lease};
@@ -55,6 +55,9 @@ pub struct Etcd {
     leases: Mutex<BTreeMap<Arc<str>, Arc<Lease>>>,
     strangers: Strangers,
 }
+
+/// Whoever waits for longer watches the own key, too: before, that would cost more than the wait.
+const LONG: Duration = Duration::from_millis(100);
 
 /// One claim with its keys.
 struct Place<'a> {
@@ -275,36 +278,65 @@ impl Etcd {
     /// Resolves when the key before a place is gone, or the place itself.
     async fn turn(&self, place: &Place<'_>, note: &Note<'_>) -> Result<(), StoreError> {
         let before = [place.line.prefix(), note.before].concat();
-        let ranges = [Range::Key(place.key.clone()), Range::Key(before.clone())];
-        let (link, [mut own, mut other]) = self.watcher.open(ranges).await?;
-        // What happened before the watches were open.
-        let read = Txn::new().and_then([key_only(&place.key), key_only(&before)]);
-        let answer = look(&link, || {
+        let (link, [mut other]) = self.watcher.open([Range::Key(before.clone())]).await?;
+        // What happened before the watch was open.
+        if !self.is_behind(place, note, &before, &link).await? {
+            return Ok(());
+        }
+        // Other programs use a key again: it may stand behind this one by now. A holder that changes
+        // its record goes on holding.
+        let stands = |change: Result<Change, StoreError>, latest: i64| matches!(change, Ok(Change::Put { token, lease: 1.., .. }) if token <= latest);
+        let clock = &self.environment.clock;
+        let mut longer = clock.sleep_until(clock.now() + LONG);
+        loop {
+            tokio::select! {
+                biased;
+                change = other.change() => {
+                    if !stands(change, note.created - 1) {
+                        return Ok(());
+                    }
+                }
+                () = &mut longer => break,
+            }
+        }
+        let (link, [mut own]) = self.watcher.open([Range::Key(place.key.clone())]).await?;
+        if !self.is_behind(place, note, &before, &link).await? {
+            return Ok(());
+        }
+        loop {
+            let stand = tokio::select! {
+                biased;
+                change = own.change() => stands(change, note.created),
+                change = other.change() => stands(change, note.created - 1),
+            };
+            if !stand {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Whether both keys stand, the own one behind the other.
+    async fn is_behind(
+        &self,
+        place: &Place<'_>,
+        note: &Note<'_>,
+        before: &str,
+        link: &Link,
+    ) -> Result<bool, StoreError> {
+        if mutant::on(mutant::WATCHES_UNREAD) {
+            return Ok(true);
+        }
+        let read = Txn::new().and_then([key_only(&place.key), key_only(before)]);
+        let answer = look(link, || {
             let (mut kv, read) = (link.connection.kv(), read.clone());
             async move { kv.txn(read).await }
         });
         let mut found = found(answer.await?);
-        // Other programs use a key again: it may stand behind this one by now.
         let mut stands_by = |created: i64| {
             let key = found.next().and_then(|keys| keys.into_iter().next());
             key.is_some_and(|key| place.line.is_claim(&key) && key.create_revision() <= created)
         };
-        let stand = stands_by(note.created) && stands_by(note.created - 1);
-        if !stand && !mutant::on(mutant::WATCHES_UNREAD) {
-            return Ok(());
-        }
-        loop {
-            let (change, latest) = tokio::select! {
-                biased;
-                change = own.change() => (change, note.created),
-                change = other.change() => (change, note.created - 1),
-            };
-            // A holder that changes its record goes on holding.
-            let Ok(Change::Put { token, lease: 1.., .. }) = change else { return Ok(()) };
-            if token > latest {
-                return Ok(());
-            }
-        }
+        Ok(stands_by(note.created) && stands_by(note.created - 1))
     }
 
     /// Watches the key of a claim that is held.
@@ -438,8 +470,16 @@ impl Backend for Etcd {
         let place = self.place(&lease, claim);
         let attempt = match ticket.and_then(|ticket| Note::read(&ticket.place)) {
             Some(note) => self.look_around(&place, note.created, 1).await?,
-            None if claim.queue || mutant::on(mutant::ALWAYS_QUEUES) => self.join(&place).await?,
-            None => self.take(&place).await?,
+            None => {
+                let tried = match claim.queue || mutant::on(mutant::ALWAYS_QUEUES) {
+                    true => self.join(&place).await,
+                    false => self.take(&place).await,
+                };
+                if tried.as_ref().is_err_and(|error| error.settled() && !unanswered) {
+                    lease.slots().over(claim.nonce);
+                }
+                tried?
+            }
         };
         match &attempt {
             Attempt::Held(_) if mutant::on(mutant::UNGUARDED) => {}
