@@ -62,6 +62,8 @@ mod line;
 pub mod mutant;
 #[cfg(not(sync_mutants))]
 mod mutant;
+mod place;
+mod queue;
 mod reuse;
 mod session;
 mod tls;
