@@ -87,7 +87,7 @@ const FULL: Scale = Scale {
     batch: 50,
     patience: Duration::from_millis(100),
     slice: Duration::from_millis(400),
-    handovers: 50,
+    handovers: 200,
     names: 10_000,
     renewals: 4,
     ttl: Duration::from_secs(15),
