@@ -219,7 +219,11 @@ async fn a_release_about_the_deadline_is_one_or_the_other(ctx: Context) -> Resul
             BootClock::new().sleep_until(due).await;
             match kind(guard.release().await) {
                 None => assert_eq!(hold.revoked().await.cause, Cause::Released),
-                Some(ErrorKind::Lost) => assert_eq!(hold.revoked().await.cause, Cause::Deadline),
+                // On a busy machine it may begin in time and come too late.
+                Some(ErrorKind::Lost) => {
+                    let cause = hold.revoked().await.cause;
+                    assert!(matches!(cause, Cause::Deadline | Cause::Released), "{cause:?}");
+                }
                 other => return Err(format!("{other:?}"))?,
             }
             let next = next.await??;
