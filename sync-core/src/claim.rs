@@ -223,8 +223,11 @@ impl Entry {
             }
             let call = shared.backend.end(&self.session.session, &claim, grant.as_ref(), told);
             let error = match shared.request(self.session.ttl(), call).await {
-                Ok(Ended::NotOurs) if repeated => return Ok(Ended::Released),
-                Ok(ended) => return Ok(ended),
+                Ok(ended) => {
+                    self.state().trouble = None;
+                    let released = repeated && ended == Ended::NotOurs;
+                    return Ok(if released { Ended::Released } else { ended });
+                }
                 Err(error) => error,
             };
             if mutant::on(mutant::ENDS_ONCE) {
@@ -386,21 +389,30 @@ impl Claimed {
                 () = entry.refused.notified() => None,
             }
         };
-        match shared.within(shared.options.release_timeout, answer).await.flatten() {
-            Some(Ok(Ended::Released)) => {
+        let ended = shared.within(shared.options.release_timeout, answer).await.flatten();
+        let trouble = entry.state().trouble.take();
+        match (ended, trouble) {
+            // Given up, since its session is over.
+            (Some(Ok(_)), Some(error)) => {
+                let reason =
+                    format!("the store had not answered before its session ended: {error}");
+                let error = StoreError::unknown(reason).advise("the name is free after its TTL");
+                Err(Error::from_store(what(), error))
+            }
+            (Some(Ok(Ended::Released)), None) => {
                 tracing::debug!(name = entry.hold.name(), "released");
                 Ok(())
             }
-            Some(Ok(Ended::NotOurs)) => Err(Error::new(
+            (Some(Ok(Ended::NotOurs)), None) => Err(Error::new(
                 ErrorKind::Lost,
                 what(),
-                "the store had it no longer: it was removed or overwritten from outside",
+                "the store had it no longer: it was removed or overwritten from outside, or its \
+                 session had ended",
             )),
-            Some(Err(error)) => Err(Error::from_store(what(), error)),
-            None => {
+            (Some(Err(error)), _) => Err(Error::from_store(what(), error)),
+            (None, trouble) => {
                 let limit = shared.options.release_timeout;
-                let trouble = entry.state().trouble.take().filter(|error| !error.is_transient());
-                let error = trouble.unwrap_or_else(|| {
+                let error = trouble.filter(|error| !error.is_transient()).unwrap_or_else(|| {
                     StoreError::unknown(format!("no answer within {limit:?}"))
                         .advise("it goes on in the background; else the name is free after its TTL")
                 });

@@ -256,7 +256,11 @@ impl StoreError {
 
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.reason)
+        f.write_str(&self.reason)?;
+        match &self.advice {
+            Some(advice) => write!(f, " ({advice})"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -25,6 +25,9 @@ const PING_EACH: Duration = Duration::from_secs(10);
 /// How long a ping may take.
 const PING_WITHIN: Duration = Duration::from_secs(5);
 
+/// The shortest of both that can be set.
+const LEAST_PING: Duration = Duration::from_secs(1);
+
 /// When the system itself asks whether the other side is still there.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(15);
 
@@ -61,8 +64,7 @@ enum Target {
 }
 
 impl Config {
-    /// The cluster whose members are at these URLs, joined by commas as `etcdctl --endpoints` takes
-    /// them: `http://[user:password@]host[:port]`, or `https://…` with TLS. One is used at a time,
+    /// The cluster whose members are at these URLs, joined by commas: `http://[user:password@]host[:port]`, or `https://…` with TLS. One is used at a time,
     /// the next when it fails; name all members. What cannot be used is told by
     /// [`connect`](Config::connect).
     #[must_use]
@@ -114,7 +116,8 @@ impl Config {
 
     /// Sets how often the server is pinged while anything is awaited from it, and how long the
     /// answer may take before the connection is given up. Default: each 10 s, 5 s. Servers refuse
-    /// clients that ping more often than each 5 s, unless told otherwise.
+    /// clients that ping more often than each 5 s, unless told otherwise; less than 1 s of either is
+    /// refused.
     #[must_use]
     pub fn keep_alive(mut self, interval: Duration, timeout: Duration) -> Self {
         (self.ping_each, self.ping_within) = (interval, timeout);
@@ -178,6 +181,11 @@ impl Config {
         let first = users.next();
         if self.user.is_none() && users.any(|user| Some(&user) != first.as_ref()) {
             return Err(invalid("its URLs name different users".into()));
+        }
+        if self.ping_each < LEAST_PING || self.ping_within < LEAST_PING {
+            let reason = format!("{:?} and {:?} are too short", self.ping_each, self.ping_within);
+            return Err(Error::new(ErrorKind::Invalid, "use Config::keep_alive", reason)
+                .advise("1 s is the least; servers want 5 s between pings unless told otherwise"));
         }
         let https = endpoints.iter().filter(|endpoint| endpoint.is_https()).count();
         if https > 0 && https < endpoints.len() {

@@ -129,9 +129,11 @@ impl Members {
         if *self.cluster.get_or_init(|| cluster) == cluster {
             return Ok(());
         }
-        let reason = format!("{url} belongs to another cluster than the other endpoints");
-        Err(StoreError::refused(ErrorKind::Invalid, reason)
-            .advise("name the members of one cluster only: two clusters lock nothing together"))
+        let reason = format!("{url} belongs to another cluster than was connected to first");
+        Err(StoreError::refused(ErrorKind::Invalid, reason).advise(
+            "name the members of one cluster only, since two lock nothing together; if the cluster \
+             was built anew or restored, start this process again",
+        ))
     }
 
     /// Whether this member belongs to the cluster, and takes part in it now.

@@ -164,8 +164,15 @@ pub(crate) fn unconnected(url: &str, failure: Failure) -> StoreError {
     let text = chain(&error);
     // Of what goes wrong after the handshake the library only tells that it is over.
     let over = ["connection closed", "connection reset", "broken pipe", "http2 error"];
-    let is_over = over.iter().any(|words| text.to_lowercase().contains(words));
+    let lower = text.to_lowercase();
+    let is_over = over.iter().any(|words| lower.contains(words));
     let guess = || match url.starts_with("https:") {
+        _ if lower.contains("keep-alive timed out") => {
+            Some("the server answered no ping in time: Config::keep_alive")
+        }
+        _ if lower.contains("frame with invalid size") || lower.contains("grpc-status header") => {
+            Some("this does not look like the client port of an etcd server")
+        }
         _ if !is_over => None,
         true => Some("the server may want a client certificate: Config::identity"),
         false => Some("the server may speak TLS on this port: use https://"),

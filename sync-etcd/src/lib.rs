@@ -37,6 +37,7 @@
 //! ```text
 //! etcdctl role add locks
 //! etcdctl role grant-permission locks readwrite NAMESPACE/ NAMESPACE0
+//! etcdctl user grant-role USER locks
 //! ```
 //!
 //! # Features

@@ -162,7 +162,7 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "two cores");
         assert!(
-            lines[4].contains("100 us | 90 us | 1.20 (1.10 to 1.30) | <= 1.10 MISSED |"),
+            lines[4].contains("100 us |  90 us | 1.20 (1.10 to 1.30) | <= 1.10 MISSED |"),
             "{text}"
         );
         assert!(lines[5].contains(">= 0.80 met"), "{text}");

@@ -27,6 +27,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new(a_release_into_a_black_hole_is_unknown_and_done_later).needs(&[Need::Proxy]),
         Case::new(a_refused_release_says_so_and_is_done_later),
         Case::new(a_release_goes_on_when_its_caller_is_gone),
+        Case::new(a_release_that_nobody_answered_is_none),
         Case::new(a_resignation_is_a_release),
         Case::new(a_release_about_the_deadline_is_one_or_the_other),
         Case::new(a_dropped_guard_is_released),
@@ -235,6 +236,20 @@ async fn a_release_about_the_deadline_is_one_or_the_other(ctx: Context) -> Resul
         outcome??;
     }
     assert_eq!(ctx.judge()?.handovers, 16);
+    ctx.assert_nothing_left_within(ctx.long()).await
+}
+
+/// Not even once its session has run out: nobody has said that it was released, nor that it was lost.
+async fn a_release_that_nobody_answered_is_none(ctx: Context) -> Result<(), Failed> {
+    let options = ctx.hasty()?.release_timeout(ctx.ttl() * 2);
+    let (sync, faults) = ctx.faulty_with(options).await?;
+    let guard = sync.lock("x").acquire().await?;
+    for verb in [Verb::End, Verb::Renew] {
+        faults.always(verb, Fault::LoseRequest);
+    }
+    let told = soon(&ctx, "the release is told", guard.release()).await?;
+    assert_eq!(kind(told), Some(ErrorKind::Unknown));
+    faults.heal();
     ctx.assert_nothing_left_within(ctx.long()).await
 }
 
