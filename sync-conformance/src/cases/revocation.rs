@@ -358,7 +358,8 @@ async fn a_late_reply_revives_nothing(ctx: Context) -> Result<(), Failed> {
 
 async fn an_answer_after_its_deadline_grants_nothing(ctx: Context) -> Result<(), Failed> {
     // So much is taken off the TTL that an answer can come after the deadline and in time.
-    let (sync, faults) = ctx.faulty_with(ctx.hasty()?.drift(0.4)).await?;
+    let options = ctx.hasty()?.drift(0.4).request_timeout(ctx.ttl());
+    let (sync, faults) = ctx.faulty_with(options).await?;
     faults.next(Verb::TryClaim, Fault::LateAnswer);
     faults.always(Verb::Renew, Fault::Hang);
     let acquiring = tokio::spawn({
