@@ -26,7 +26,7 @@ const PING_EACH: Duration = Duration::from_secs(10);
 const PING_WITHIN: Duration = Duration::from_secs(5);
 
 /// The shortest of both that can be set.
-const LEAST_PING: Duration = Duration::from_secs(1);
+const LEAST_PING: Duration = Duration::from_millis(500);
 
 /// When the system itself asks whether the other side is still there.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(15);
@@ -116,8 +116,8 @@ impl Config {
 
     /// Sets how often the server is pinged while anything is awaited from it, and how long the
     /// answer may take before the connection is given up. Default: each 10 s, 5 s. Servers refuse
-    /// clients that ping more often than each 5 s, unless told otherwise; less than 1 s of either is
-    /// refused.
+    /// clients that ping more often than each 5 s, unless told otherwise; less than 0.5 s of either
+    /// is refused.
     #[must_use]
     pub fn keep_alive(mut self, interval: Duration, timeout: Duration) -> Self {
         (self.ping_each, self.ping_within) = (interval, timeout);
@@ -184,8 +184,9 @@ impl Config {
         }
         if self.ping_each < LEAST_PING || self.ping_within < LEAST_PING {
             let reason = format!("{:?} and {:?} are too short", self.ping_each, self.ping_within);
-            return Err(Error::new(ErrorKind::Invalid, "use Config::keep_alive", reason)
-                .advise("1 s is the least; servers want 5 s between pings unless told otherwise"));
+            return Err(Error::new(ErrorKind::Invalid, "use Config::keep_alive", reason).advise(
+                "half a second is the least; servers want 5 s between pings unless told otherwise",
+            ));
         }
         let https = endpoints.iter().filter(|endpoint| endpoint.is_https()).count();
         if https > 0 && https < endpoints.len() {

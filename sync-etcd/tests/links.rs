@@ -197,6 +197,16 @@ async fn who_only_follows_leaves_an_endpoint_that_fell_silent() {
 
 /// The server ends the connections of who does that.
 #[tokio::test]
+async fn pings_that_no_server_could_like_are_refused() {
+    for (each, within) in [(0, 5000), (10_000, 0), (499, 5000)] {
+        let (each, within) = (Duration::from_millis(each), Duration::from_millis(within));
+        let config = Config::new("http://127.0.0.1:1").keep_alive(each, within);
+        let refused = config.connect().await.unwrap_err();
+        assert_eq!(refused.kind(), sync_etcd::ErrorKind::Invalid, "{refused}");
+    }
+}
+
+#[tokio::test]
 async fn pings_that_the_server_does_not_like_cost_nothing_that_is_held() {
     let server = server().await;
     let half = Duration::from_millis(500);
