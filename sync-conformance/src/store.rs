@@ -37,15 +37,15 @@ pub const FOREIGN: &str = "somebody else";
 ///     }
 ///
 ///     async fn connect(&self, url: &str, options: &Options) -> Result<Arc<dyn Backend>, Error> {
-///         # let _ = (url, options);
-///         # unimplemented!()
 ///         // my_crate::Config::new(url).options(options.clone()).backend().await
+///         # let _ = url;
+///         # Ok(Arc::new(sync_core::memory::Store::new().backend(&options.parsed_namespace()?)))
 ///     }
 ///
 ///     async fn leftovers(&self, url: &str, namespace: &str) -> Result<Vec<String>, Failed> {
-///         # let _ = (url, namespace);
-///         # unimplemented!()
 ///         // every key under the namespace
+///         # let _ = (url, namespace);
+///         # Ok(Vec::new())
 ///     }
 /// }
 ///

@@ -49,9 +49,11 @@ use crate::failed::Failed;
 /// #     #[async_trait]
 /// #     impl Store for Never {
 /// #         fn name(&self) -> &str { "toy" }
-/// #         async fn start(&self) -> Result<sync_conformance::Server, Failed> { unimplemented!() }
-/// #         async fn connect(&self, _: &str, _: &sync_core::Options) -> Result<Arc<dyn sync_core::Backend>, sync_core::Error> { unimplemented!() }
-/// #         async fn leftovers(&self, _: &str, _: &str) -> Result<Vec<String>, Failed> { unimplemented!() }
+/// #         async fn start(&self) -> Result<sync_conformance::Server, Failed> { Ok(sync_conformance::Server::in_process("toy")) }
+/// #         async fn connect(&self, _: &str, options: &sync_core::Options) -> Result<Arc<dyn sync_core::Backend>, sync_core::Error> {
+/// #             Ok(Arc::new(sync_core::memory::Store::new().backend(&options.parsed_namespace()?)))
+/// #         }
+/// #         async fn leftovers(&self, _: &str, _: &str) -> Result<Vec<String>, Failed> { Ok(Vec::new()) }
 /// #     }
 /// #     Never
 /// # }
