@@ -9,8 +9,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sync_core::backend::{Attempt, Backend, Claim, Ended, Grant, Nonce, Session, Ticket};
-use sync_core::{Kind, Name, OsRng, Rng};
+use sync_core::backend::{Attempt, Backend, Claim, Ended, Grant, Nonce, Session, Sighting, Ticket};
+use sync_core::{Coordinator, Kind, LockGuard, Name, OsRng, Rng};
 use tokio::time::{Instant, sleep, timeout};
 
 /// A TTL that no test outlives.
@@ -202,4 +202,60 @@ pub async fn eventually<T, E: fmt::Debug>(
         );
         sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// `follower` watches the election `of`, which nobody leads, while `leader` takes it, changes its
+/// record, gives it back and takes it again; gives what was seen last.
+///
+/// # Panics
+/// When a change is missed, or told later than `within`.
+pub async fn follow(leader: &Driver, follower: &Driver, of: &str, within: Duration) -> Sighting {
+    let (name, claimed) = (name(of), claim(Kind::Leader, of, true));
+    let mut seen = follower.backend.holder(Kind::Leader, &name).await.expect("an answer");
+    assert!(seen.holder.is_none());
+    let mut grant = None;
+    for step in 0..4 {
+        let watch = follower.backend.watch(Kind::Leader, &name, &seen.version);
+        let change = async {
+            sleep(Duration::from_millis(100)).await;
+            match step {
+                0 => grant = Some(leader.held(&claimed).await),
+                1 => {
+                    let new = record("new", claimed.nonce).into();
+                    let new = Claim::new(Kind::Leader, name.clone(), claimed.nonce, new, true);
+                    let grant = grant.as_ref().expect("it was granted");
+                    let updated = leader.backend.update(&leader.session, &new, grant).await;
+                    updated.expect("an answer");
+                }
+                2 => drop(leader.end(&claimed).await),
+                _ => drop(leader.held(&claim(Kind::Leader, of, true)).await),
+            }
+            Instant::now()
+        };
+        let (sighting, changed) = tokio::join!(watch, change);
+        assert!(changed.elapsed() < within, "step {step}");
+        let sighting = sighting.expect("an answer");
+        assert_eq!(sighting.holder.is_none(), step == 2);
+        assert_ne!(sighting.version, seen.version);
+        seen = sighting;
+    }
+    seen
+}
+
+/// So many locks, all held at once.
+///
+/// # Panics
+/// When one cannot be had.
+pub async fn hold_many(sync: &Coordinator, count: usize) -> Vec<LockGuard> {
+    let acquiring: Vec<_> = (0..count)
+        .map(|number| {
+            let lock = sync.lock(format!("n{number}"));
+            tokio::spawn(async move { lock.acquire().await.expect("it is free") })
+        })
+        .collect();
+    let mut guards = Vec::with_capacity(count);
+    for acquired in acquiring {
+        guards.push(acquired.await.expect("no panic"));
+    }
+    guards
 }

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use common::{Operator, client, coordinator, key, metric, proxy, server, servers, to};
-use sync_conformance::driver::{Driver, TTL, bounded, claim, eventually, lock, name};
+use sync_conformance::driver::{Driver, TTL, bounded, claim, eventually, hold_many, lock, name};
 use sync_conformance::proxy::{Flow, Toward};
 use sync_core::backend::Attempt;
 use sync_core::{ErrorKind, Kind};
@@ -280,16 +280,7 @@ async fn nothing_outlives_the_coordinator() {
 async fn many_claims_live_as_long_as_their_one_session() {
     let server = server().await;
     let sync = coordinator(&server.url(), Duration::from_secs(3)).await;
-    let acquiring: Vec<_> = (0..2000)
-        .map(|number| {
-            let lock = sync.lock(format!("n{number}"));
-            tokio::spawn(async move { lock.acquire().await.unwrap() })
-        })
-        .collect();
-    let mut guards = Vec::new();
-    for acquired in acquiring {
-        guards.push(acquired.await.unwrap());
-    }
+    let guards = hold_many(&sync, 2000).await;
     tokio::time::sleep(Duration::from_secs(4)).await;
     let valid = guards.iter().filter(|guard| guard.is_valid()).count();
     assert_eq!(valid, guards.len());

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::{Operator, client, client_with, key, lease, received, server, void};
 use etcd_client::PutOptions;
-use sync_conformance::driver::{Driver, bounded, claim, lock, name, record};
+use sync_conformance::driver::{Driver, bounded, claim, follow, lock, name, record};
 use sync_conformance::proxy::Proxy;
 use sync_core::backend::{Attempt, Claim, Ended, Grant, Held, Renewal, Ticket, Updated};
 use sync_core::{ErrorKind, Kind};
@@ -456,34 +456,7 @@ async fn what_happens_to_a_claim_from_outside_is_told_at_once() {
 async fn a_follower_is_told_of_each_change_at_once() {
     let server = server().await;
     let (a, b) = (client(&server).await, client(&server).await);
-    let leader = claim(Kind::Leader, "a", true);
-    let mut seen = b.backend.holder(Kind::Leader, &name("a")).await.unwrap();
-    assert!(seen.holder.is_none());
-    let mut grant = None;
-    for step in 0..4 {
-        let of = name("a");
-        let watch = b.backend.watch(Kind::Leader, &of, &seen.version);
-        let change = async {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            match step {
-                0 => grant = Some(a.held(&leader).await),
-                1 => {
-                    let new = record("new", leader.nonce).into();
-                    let new = Claim::new(Kind::Leader, name("a"), leader.nonce, new, true);
-                    a.backend.update(&a.session, &new, grant.as_ref().unwrap()).await.unwrap();
-                }
-                2 => drop(a.end(&leader).await),
-                _ => drop(a.held(&claim(Kind::Leader, "a", true)).await),
-            }
-            Instant::now()
-        };
-        let (sighting, changed) = tokio::join!(watch, change);
-        assert!(changed.elapsed() < Duration::from_millis(200), "step {step}");
-        let sighting = sighting.unwrap();
-        assert_eq!(sighting.holder.is_none(), step == 2);
-        assert_ne!(sighting.version, seen.version);
-        seen = sighting;
-    }
+    let seen = follow(&a, &b, "a", Duration::from_millis(200)).await;
     // One who stands in line changes nothing about the leader.
     let of = name("a");
     let mut watch = Box::pin(b.backend.watch(Kind::Leader, &of, &seen.version));

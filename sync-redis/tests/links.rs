@@ -7,6 +7,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Proxy, Server};
+use sync_conformance::driver::hold_many;
 use sync_redis::{Config, Coordinator, Options};
 use tokio_stream::StreamExt;
 
@@ -74,16 +75,7 @@ async fn many_claims_are_renewed_in_the_time_of_one() {
     // A renewal has 500 ms, which is less than five round trips.
     let proxy = Proxy::slow(&server, Duration::from_millis(45)).await;
     let sync = coordinator(&proxy, Duration::from_secs(3)).await;
-    let acquiring: Vec<_> = (0..4000)
-        .map(|number| {
-            let lock = sync.lock(format!("n{number}"));
-            tokio::spawn(async move { lock.acquire().await.unwrap() })
-        })
-        .collect();
-    let mut guards = Vec::new();
-    for acquired in acquiring {
-        guards.push(acquired.await.unwrap());
-    }
+    let guards = hold_many(&sync, 4000).await;
     tokio::time::sleep(Duration::from_secs(7)).await;
     let valid = guards.iter().filter(|guard| guard.is_valid()).count();
     assert_eq!(valid, guards.len());

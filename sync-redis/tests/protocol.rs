@@ -7,7 +7,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::Server;
-use sync_conformance::driver::{Driver, TTL, claim, lock, name, nonce, record};
+use sync_conformance::driver::{Driver, TTL, claim, follow, lock, name, nonce, record};
 use sync_conformance::logs;
 use sync_core::backend::{Attempt, Claim, Ended, Held, Renewal, Renewed, Updated};
 use sync_core::{ErrorKind, Kind};
@@ -440,33 +440,7 @@ async fn a_holder_is_shown_whoever_it_is() {
 async fn a_follower_is_told_of_each_change_at_once_and_of_an_expiry_within_a_second() {
     let server = Server::start();
     let (a, b) = (server.client_with(Duration::from_millis(400)).await, server.client().await);
-    let leader = claim(Kind::Leader, "a", true);
-    let mut seen = b.backend.holder(Kind::Leader, &name("a")).await.unwrap();
-    let mut grant = None;
-    for step in 0..4 {
-        let of = name("a");
-        let watch = b.backend.watch(Kind::Leader, &of, &seen.version);
-        let change = async {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            match step {
-                0 => grant = Some(a.held(&leader).await),
-                1 => {
-                    let new = record("new", leader.nonce).into();
-                    let new = Claim::new(Kind::Leader, name("a"), leader.nonce, new, true);
-                    a.backend.update(&a.session, &new, grant.as_ref().unwrap()).await.unwrap();
-                }
-                2 => drop(a.end(&leader).await),
-                _ => drop(a.held(&claim(Kind::Leader, "a", true)).await),
-            }
-            Instant::now()
-        };
-        let (sighting, changed) = tokio::join!(watch, change);
-        assert!(changed.elapsed() < Duration::from_millis(100), "step {step}");
-        let sighting = sighting.unwrap();
-        assert_eq!(sighting.holder.is_none(), step == 2);
-        assert_ne!(sighting.version, seen.version);
-        seen = sighting;
-    }
+    let seen = follow(&a, &b, "a", Duration::from_millis(100)).await;
     let began = Instant::now();
     let gone = b.backend.watch(Kind::Leader, &name("a"), &seen.version).await.unwrap();
     assert!(gone.holder.is_none());
