@@ -6,7 +6,7 @@
 //!
 //! | role | wants | says | hears |
 //! |---|---|---|---|
-//! | `hold` | `name`, perhaps `register` | `waiting`, `held TOKEN DEADLINE` | `look`: `valid` or `lost CAUSE`; `wait`: `lost CAUSE` once it is; `write VALUE`: `written` or `refused`; `release`: `released` or `error KIND: …`; `leave`: ends without a word to the store |
+//! | `hold` | `name`, perhaps `register`, `queue` | `waiting`, with `queue` also `in line`, `held TOKEN DEADLINE` | `look`: `valid` or `lost CAUSE`; `wait`: `lost CAUSE` once it is; `write VALUE`: `written` or `refused`; `release`: `released` or `error KIND: …`; `leave`: ends without a word to the store |
 //! | `lead` | `name`, perhaps `register`, `node` | the same | the same, with `resign`: `resigned` |
 //! | `contend` | `name`, `register`, perhaps `hold_ms`, `wait_ms`, `careless` | `ready`; at the end `grants N lost N refused N` | anything: the end |
 
@@ -23,6 +23,7 @@ use tokio::process::{ChildStdin, ChildStdout};
 use tokio::time::timeout;
 
 use crate::failed::Failed;
+use crate::fault::Faults;
 use crate::history::Journal;
 use crate::process::Process;
 use crate::roles;
@@ -176,6 +177,8 @@ impl Child {
 pub(crate) struct Victim {
     pub(crate) orders: Orders,
     store: Arc<dyn Store>,
+    /// What its coordinator has asked of its backend.
+    pub(crate) calls: Faults,
     heard: Lines<BufReader<tokio::io::Stdin>>,
 }
 
@@ -189,7 +192,7 @@ impl Victim {
             .ttl(Duration::from_millis(*ttl_ms))
             .environment(Environment::default().observer(Arc::new(journal)));
         let backend = self.store.connect(url, &options).await?;
-        Ok(Coordinator::new(backend, &options)?)
+        Ok(self.calls.coordinator(backend, &options)?)
     }
 
     /// The store that it speaks to.
@@ -229,7 +232,7 @@ pub(crate) fn main(store: &Arc<dyn Store>) -> Option<ExitCode> {
         let orders: Orders = serde_json::from_str(&orders)?;
         let role = orders.role.clone();
         let heard = BufReader::new(tokio::io::stdin()).lines();
-        let victim = Victim { orders, store: Arc::clone(store), heard };
+        let victim = Victim { orders, store: Arc::clone(store), calls: Faults::new(), heard };
         roles::play(&role, victim).await
     };
     let runtime = match crate::suite::runtime("child") {

@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 use crate::checker::{Outside, Report, check};
 use crate::child::Orders;
 use crate::failed::Failed;
-use crate::fault::{Faults, Faulty};
+use crate::fault::Faults;
 use crate::history::{self, Journal};
 use crate::proxy::{Flow, Proxy, Toward};
 use crate::register::Register;
@@ -185,8 +185,7 @@ impl Context {
     ) -> Result<(Coordinator, Faults), Failed> {
         let faults = Faults::new();
         let backend = self.0.store.connect(url, &options).await?;
-        let backend = Faulty::new(backend, options.to_environment().clock, &faults);
-        Ok((Coordinator::new(Arc::new(backend), &options)?, faults))
+        Ok((faults.coordinator(backend, &options)?, faults))
     }
 
     /// A backend without the core in front of it.

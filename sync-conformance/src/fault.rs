@@ -14,7 +14,7 @@ use sync_core::backend::{
     Attempt, Claim, Ended, Grant, Held, Loss, Losses, Profile, Renewal, Session, Sighting, Ticket,
     Updated, Version,
 };
-use sync_core::{Backend, Clock, ErrorKind, Kind, Name, StoreError};
+use sync_core::{Backend, Clock, Coordinator, Error, ErrorKind, Kind, Name, Options, StoreError};
 use tokio::sync::{broadcast, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::BroadcastStream;
@@ -119,6 +119,19 @@ impl Faults {
             releases: watch::Sender::new(0),
             losses: broadcast::Sender::new(1024),
         }))
+    }
+
+    /// A coordinator on this backend, with these faults in front of it.
+    ///
+    /// # Errors
+    /// When the options cannot be used.
+    pub fn coordinator(
+        &self,
+        backend: Arc<dyn Backend>,
+        options: &Options,
+    ) -> Result<Coordinator, Error> {
+        let backend = Faulty::new(backend, options.to_environment().clock, self);
+        Coordinator::new(Arc::new(backend), options)
     }
 
     /// Plans what happens to the next call that has no plan yet.

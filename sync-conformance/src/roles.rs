@@ -1,11 +1,13 @@
 //! What the processes that a case starts can do. Each role is a plain function.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use sync_core::{Error, ErrorKind, Hold};
 
 use crate::child::Victim;
 use crate::failed::Failed;
+use crate::fault::Verb;
 use crate::history::Seconds;
 use crate::register::Register;
 
@@ -22,7 +24,8 @@ pub(crate) async fn play(role: &str, victim: Victim) -> Result<(), Failed> {
 
 /// Takes the lock `name` and does as it is told.
 ///
-/// Says `waiting` before it asks for the lock, and `held TOKEN DEADLINE` when it has it. Hears:
+/// Says `waiting` before it asks for the lock, `in line` as soon as it stands there if `queue` is
+/// set, and `held TOKEN DEADLINE` when it has it. Hears:
 ///
 /// * `look`: says `valid` or `lost CAUSE`.
 /// * `wait`: says `lost CAUSE` once it is revoked.
@@ -34,7 +37,15 @@ async fn hold(mut me: Victim) -> Result<(), Failed> {
     let sync = me.coordinator().await?;
     let lock = sync.lock(me.order("name")?);
     me.say("waiting")?;
-    let guard = lock.acquire().await?;
+    let mut acquiring = pin!(lock.acquire());
+    if me.order("queue").is_ok() {
+        tokio::select! {
+            biased;
+            acquired = &mut acquiring => Err(format!("there is no line: {acquired:?}"))?,
+            () = me.calls.called(Verb::Wait, 1) => me.say("in line")?,
+        }
+    }
+    let guard = acquiring.await?;
     say_held(&me, &guard)?;
     while let Some(line) = me.hear().await? {
         if line == "release" {

@@ -65,18 +65,18 @@ impl Etcd {
         Self { profile, keys, environment, connector, watcher, leases, strangers }
     }
 
-    fn place<'a>(&self, lease: &'a Arc<Lease>, claim: &'a Claim) -> Place<'a> {
+    fn place<'a>(&'a self, lease: &'a Arc<Lease>, claim: &'a Claim) -> Place<'a> {
         let line = self.keys.line(claim.kind, &claim.name);
         let slot = lease.slots().of(claim.nonce);
         let key = line.place(lease.id, slot.nonce);
-        let void = self.keys.void(lease.id, claim.nonce);
-        Place { claim, lease, line, slot, key, void }
+        Place { claim, lease, line, slot, key, keys: &self.keys }
     }
 
-    pub(crate) async fn commit(&self, txn: Txn) -> Result<TxnResponse, Failure> {
+    /// `txn` is made again if it has to be sent again.
+    pub(crate) async fn commit(&self, txn: impl Fn() -> Txn) -> Result<TxnResponse, Failure> {
         let link = self.connector.link().await.map_err(Failure::Unsent)?;
         ask(&link, || {
-            let (mut kv, txn) = (link.connection.kv(), txn.clone());
+            let (mut kv, txn) = (link.connection.kv(), txn());
             async move { kv.txn(txn).await }
         })
         .await
@@ -262,17 +262,19 @@ impl Backend for Etcd {
             true => (CompareOp::Greater, version - 1),
             false => (CompareOp::Equal, version),
         };
-        let put = match mutant::on(mutant::UPDATE_DETACHES) {
+        let put = || match mutant::on(mutant::UPDATE_DETACHES) {
             true => TxnOp::put(place.key.as_str(), &*claim.record, None),
             false => place.put(),
         };
-        let txn = Txn::new()
-            .when([
-                created(&place.key, &grant.token),
-                Compare::mod_revision(place.key.as_str(), compared, than),
-            ])
-            .and_then([put])
-            .or_else([TxnOp::get(place.key.as_str(), None)]);
+        let txn = || {
+            Txn::new()
+                .when([
+                    created(&place.key, &grant.token),
+                    Compare::mod_revision(place.key.as_str(), compared, than),
+                ])
+                .and_then([put()])
+                .or_else([TxnOp::get(place.key.as_str(), None)])
+        };
         let answer = match self.commit(txn).await {
             Err(failure) if failure.is_lease_gone() => return Ok(Updated::NotOurs),
             other => other.map_err(Failure::into_store)?,
@@ -310,7 +312,7 @@ impl Backend for Etcd {
             return Ok(Ended::NotOurs);
         }
         let place = self.place(&lease, claim);
-        let txn = match grant {
+        let txn = || match grant {
             _ if unanswered => place.abandon(),
             Some(grant) if !mutant::on(mutant::ENDS_UNCOMPARED) => {
                 Txn::new().when([created(&place.key, &grant.token)]).and_then([place.delete()])
@@ -322,7 +324,7 @@ impl Backend for Etcd {
             Err(failure) if failure.is_lease_gone() => return Ok(Ended::NotOurs),
             Err(failure) if unanswered && failure.is_full() => {
                 // There is no room for the marker now, but the key need not block others meanwhile.
-                drop(self.commit(Txn::new().and_then([place.delete()])).await);
+                drop(self.commit(|| Txn::new().and_then([place.delete()])).await);
                 return Err(failure.into_store());
             }
             other => other.map_err(Failure::into_store)?,

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 #[cfg(feature = "client")]
 use etcd_client::Client;
-use etcd_client::{Compare, CompareOp, ConnectOptions, GetOptions, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp, GetOptions, Txn, TxnOp};
 use sync_core::backend::{Expiry, Profile};
 use sync_core::connection;
 use sync_core::{Coordinator, Error, ErrorKind, Options, StoreError};
 
 use crate::backend::Etcd;
+use crate::channel::Transport;
 use crate::dial::{Connector, Members, Way, ask};
 use crate::endpoint::Endpoint;
 use crate::error::permissions;
@@ -27,9 +28,6 @@ const PING_WITHIN: Duration = Duration::from_secs(5);
 
 /// The shortest of both that can be set.
 const LEAST_PING: Duration = Duration::from_millis(500);
-
-/// When the system itself asks whether the other side is still there.
-const TCP_KEEPALIVE: Duration = Duration::from_secs(15);
 
 /// A cluster, how to reach it, and the options that are the same for every store.
 ///
@@ -192,16 +190,14 @@ impl Config {
         if https > 0 && https < endpoints.len() {
             return Err(invalid("some of its URLs are https:// and others http://".into()));
         }
-        let options = ConnectOptions::new()
-            .with_keep_alive(self.ping_each, self.ping_within)
-            // Servers count pings as abuse where nothing is under way.
-            .with_keep_alive_while_idle(false)
-            .with_connect_timeout(self.options.within())
-            .with_tcp_keepalive(TCP_KEEPALIVE)
-            .with_require_leader(true);
-        let options = self.tls.apply(options, https > 0)?;
+        let transport = Transport {
+            ping_each: self.ping_each,
+            ping_within: self.ping_within,
+            connect_within: self.options.within(),
+            tls: self.tls.read(https > 0)?,
+        };
         let user = self.user.or(first);
-        Ok((Way::Endpoints { endpoints, options: Box::new(options), user }, shown))
+        Ok((Way::Endpoints { endpoints, transport: Box::new(transport), user }, shown))
     }
 
     #[cfg(any(feature = "rustls-ring", feature = "rustls-aws-lc"))]

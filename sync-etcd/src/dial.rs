@@ -17,6 +17,7 @@ use etcd_client::{
 use sync_core::connection::{self, Dial, Health, Pending};
 use sync_core::{Clock, ErrorKind, StoreError};
 
+use crate::channel::Transport;
 use crate::endpoint::Endpoint;
 use crate::error::{Failure, unconnected};
 use crate::mutant;
@@ -51,7 +52,7 @@ pub(crate) enum Way {
     /// By a client to each member.
     Endpoints {
         endpoints: Vec<Endpoint>,
-        options: Box<ConnectOptions>,
+        transport: Box<Transport>,
         user: Option<(String, String)>,
     },
     /// By the user's own client, which sees to connections itself.
@@ -66,7 +67,7 @@ impl Members {
 
     async fn client(&self, number: u64) -> Result<(Client, String), StoreError> {
         match &self.way {
-            Way::Endpoints { endpoints, options, user } => {
+            Way::Endpoints { endpoints, transport, user } => {
                 let count = endpoints.len().max(1) as u64;
                 let index = usize::try_from(self.first.wrapping_add(number) % count).unwrap_or(0);
                 let index = mutant::member(index);
@@ -74,7 +75,7 @@ impl Members {
                     return Err(StoreError::refused(ErrorKind::Invalid, "there is no endpoint"));
                 };
                 let url = endpoint.url.clone();
-                let made = connect(&url, options, user.as_ref()).await;
+                let made = connect(&url, transport, user.as_ref()).await;
                 let made = made.map_err(|error| unconnected(&url, Failure::from(error)))?;
                 mutant::connected(index);
                 Ok((made, url))
@@ -94,9 +95,9 @@ impl Members {
 
     /// Sees to it that all members that answer soon are of one cluster.
     pub(crate) async fn check_all(&self) -> Result<(), StoreError> {
-        let (endpoints, options, user) = match &self.way {
-            Way::Endpoints { endpoints, options, user } if endpoints.len() > 1 => {
-                (endpoints, options, user.as_ref())
+        let (endpoints, transport, user) = match &self.way {
+            Way::Endpoints { endpoints, transport, user } if endpoints.len() > 1 => {
+                (endpoints, transport, user.as_ref())
             }
             _ => return Ok(()),
         };
@@ -104,11 +105,11 @@ impl Members {
         for Endpoint { url, .. } in endpoints {
             let header = async {
                 // Logging in costs the server much: only where it tells strangers nothing.
-                let client = connect(url, options, None).await.ok()?;
+                let client = connect(url, transport, None).await.ok()?;
                 match client.maintenance_client().status().await.map_err(Failure::from) {
                     Ok(mut status) => status.take_header(),
                     Err(Failure::Answer(_)) if user.is_some() => {
-                        let client = connect(url, options, user).await.ok()?;
+                        let client = connect(url, transport, user).await.ok()?;
                         header(&client).await.ok()?
                     }
                     Err(_) => None,
@@ -156,21 +157,25 @@ async fn header(client: &Client) -> Result<Option<ResponseHeader>, Error> {
 
 async fn connect(
     url: &str,
-    options: &ConnectOptions,
+    transport: &Transport,
     user: Option<&(String, String)>,
 ) -> Result<Client, Error> {
-    let Some((name, password)) = user else {
-        return Client::connect([url], Some(options.clone())).await;
-    };
-    match Client::connect([url], Some(options.clone().with_user(name, password))).await {
-        Err(Error::GRpcStatus(status))
-            if Failure::from(Error::GRpcStatus(status.clone())).is_without_auth() =>
-        {
-            tracing::warn!(endpoint = url, "user and password are not asked for here: auth is off");
-            Client::connect([url], Some(options.clone())).await
+    let options = ConnectOptions::new().with_require_leader(true);
+    if let Some((name, password)) = user {
+        let options = options.clone().with_user(name, password);
+        match Client::from_channel(transport.channel(url)?, Some(options)).await {
+            Err(Error::GRpcStatus(status))
+                if Failure::from(Error::GRpcStatus(status.clone())).is_without_auth() =>
+            {
+                tracing::warn!(
+                    endpoint = url,
+                    "user and password are not asked for here: auth is off"
+                );
+            }
+            other => return other,
         }
-        other => other,
     }
+    Client::from_channel(transport.channel(url)?, Some(options)).await
 }
 
 #[async_trait]

@@ -51,6 +51,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backend;
+mod channel;
 mod config;
 mod dial;
 mod endpoint;

@@ -6,7 +6,7 @@ use etcd_client::{Compare, CompareOp, KeyValue, PutOptions, Txn, TxnOp};
 use sync_core::backend::{Attempt, Claim, Grant, Ticket, Version};
 use sync_core::{FencingToken, StoreError};
 
-use crate::keys::Line;
+use crate::keys::{Keys, Line};
 use crate::mutant;
 use crate::reuse::Slot;
 use crate::session::Lease;
@@ -18,10 +18,15 @@ pub(crate) struct Place<'a> {
     pub(crate) line: Line,
     pub(crate) slot: Slot,
     pub(crate) key: String,
-    pub(crate) void: String,
+    pub(crate) keys: &'a Keys,
 }
 
 impl Place<'_> {
+    /// Where the marker stands once the claim is abandoned.
+    pub(crate) fn void(&self) -> String {
+        self.keys.void(self.lease.id, self.claim.nonce)
+    }
+
     pub(crate) fn put(&self) -> TxnOp {
         let attached = PutOptions::new().with_lease(self.lease.id);
         TxnOp::put(self.key.as_str(), &*self.claim.record, Some(attached))
@@ -37,15 +42,15 @@ impl Place<'_> {
         if mutant::on(mutant::NO_MARKER) {
             return Txn::new().and_then([self.delete()]);
         }
-        let mark = TxnOp::put(self.void.as_str(), "", Some(attached));
+        let mark = TxnOp::put(self.void(), "", Some(attached));
         Txn::new().and_then([mark, self.delete()])
     }
 
     pub(crate) fn is_not_void(&self) -> Compare {
         if mutant::on(mutant::NO_COMPARE) {
-            return Compare::create_revision(self.void.as_str(), CompareOp::Greater, -1);
+            return Compare::create_revision(self.void(), CompareOp::Greater, -1);
         }
-        absent(&self.void)
+        absent(&self.void())
     }
 
     /// Whether this key, as an answer shows it, is the claim's and can be held by.

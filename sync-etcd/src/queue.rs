@@ -20,20 +20,23 @@ const LONG: Duration = Duration::from_millis(100);
 impl Etcd {
     /// Puts the key at the end of the line, if it is nowhere yet.
     pub(crate) async fn join(&self, place: &Place<'_>) -> Result<Attempt, StoreError> {
-        let txn = Txn::new()
-            .when([absent(&place.key), place.is_not_void()])
-            .and_then([place.put(), newest(&place.line, None, 2)])
-            .or_else([key_only(&place.void), key_only(&place.key)]);
+        let txn = || {
+            Txn::new()
+                .when([absent(&place.key), place.is_not_void()])
+                .and_then([place.put(), newest(&place.line, None, 2)])
+        };
         let answer = match self.commit(txn).await {
             Err(failure) if failure.is_lease_gone() => return Ok(Attempt::SessionEnded),
             other => other.map_err(Failure::into_store)?,
         };
-        let succeeded = answer.succeeded();
-        let mut found = found(answer);
-        if !succeeded {
-            let (void, own) = (found.next(), found.next());
-            return self.stands(place, void, own).await;
+        if !answer.succeeded() {
+            // Rare, so not asked in the same breath: all that is sent there is written to the log.
+            let read = || Txn::new().and_then([key_only(&place.void()), key_only(&place.key)]);
+            let answer = self.commit(read).await;
+            let mut found = found(answer.map_err(|failure| failure.into_store().unsettled())?);
+            return self.stands(place, found.next(), found.next()).await;
         }
+        let mut found = found(answer);
         let found = found.nth(1).unwrap_or_default();
         let Some(own) = found.first().filter(|own| place.is(own)) else {
             return Err(not_asked_for());
@@ -52,11 +55,15 @@ impl Etcd {
             return self.abandon(place).await;
         }
         let nobody =
-            Compare::create_revision(place.line.prefix(), CompareOp::Equal, 0).with_prefix();
-        let txn = Txn::new()
-            .when([nobody, place.is_not_void()])
-            .and_then([place.put(), key_only(&place.key)])
-            .or_else([key_only(&place.void), key_only(&place.key), newest(&place.line, None, 2)]);
+            || Compare::create_revision(place.line.prefix(), CompareOp::Equal, 0).with_prefix();
+        let txn = || {
+            let look =
+                [key_only(&place.void()), key_only(&place.key), newest(&place.line, None, 2)];
+            Txn::new()
+                .when([nobody(), place.is_not_void()])
+                .and_then([place.put(), key_only(&place.key)])
+                .or_else(look)
+        };
         let answer = match self.commit(txn).await {
             Err(failure) if failure.is_lease_gone() => return Ok(Attempt::SessionEnded),
             other => other.map_err(Failure::into_store)?,
@@ -82,7 +89,7 @@ impl Etcd {
         };
         if let Attempt::Blocked(_) = attempt {
             place.lease.leaving(place.claim.nonce);
-            let left = self.commit(Txn::new().and_then([place.delete()])).await;
+            let left = self.commit(|| Txn::new().and_then([place.delete()])).await;
             left.map_err(|failure| failure.into_store().unsettled())?;
             place.lease.left(place.claim.nonce);
             return Ok(Attempt::Blocked(Ticket::default()));
@@ -102,7 +109,8 @@ impl Etcd {
         }
         match own.unwrap_or_default().first() {
             Some(own) => self.look_around(place, own.create_revision(), 1).await,
-            None => Err(not_asked_for()),
+            // Taken away since.
+            None => Box::pin(self.join(place)).await,
         }
     }
 
@@ -116,8 +124,11 @@ impl Etcd {
     ) -> Result<Attempt, StoreError> {
         let mut limit = limit;
         loop {
-            let read = [key_only(&place.key), newest(&place.line, Some(created), limit)];
-            let answer = self.commit(Txn::new().and_then(read)).await;
+            let read = || {
+                let read = [key_only(&place.key), newest(&place.line, Some(created), limit)];
+                Txn::new().and_then(read)
+            };
+            let answer = self.commit(read).await;
             let answer = answer.map_err(|failure| failure.into_store().unsettled())?;
             let mut found = found(answer);
             let (own, before) = (found.next(), found.next().unwrap_or_default());
@@ -151,7 +162,7 @@ impl Etcd {
 
     /// Sees to it that nobody ever holds by this key.
     async fn abandon(&self, place: &Place<'_>) -> Result<Attempt, StoreError> {
-        match self.commit(place.abandon()).await {
+        match self.commit(|| place.abandon()).await {
             Err(failure) if failure.is_lease_gone() => return Ok(Attempt::SessionEnded),
             Err(failure) => return Err(failure.into_store().unsettled()),
             Ok(_) => {}

@@ -1,18 +1,32 @@
 //! Who is trusted, and what is shown to the servers.
 
 #[cfg(any(feature = "rustls-ring", feature = "rustls-aws-lc"))]
-pub(crate) use with::Tls;
+pub(crate) use with::{Settings, Tls, secure};
 #[cfg(not(any(feature = "rustls-ring", feature = "rustls-aws-lc")))]
-pub(crate) use without::Tls;
+pub(crate) use without::{Settings, Tls, secure};
 
 #[cfg(any(feature = "rustls-ring", feature = "rustls-aws-lc"))]
 mod with {
     use std::path::{Path, PathBuf};
 
-    use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
+    use etcd_client::{Certificate, Identity, TlsOptions};
     use sync_core::{Error, ErrorKind};
+    use tonic::transport::{self, Endpoint};
 
     use crate::config::Config;
+
+    /// What was read of it; `None` without TLS.
+    pub(crate) type Settings = Option<TlsOptions>;
+
+    pub(crate) fn secure(
+        endpoint: Endpoint,
+        settings: &Settings,
+    ) -> Result<Endpoint, transport::Error> {
+        match settings {
+            Some(tls) => endpoint.tls_config(tls.clone()),
+            None => Ok(endpoint),
+        }
+    }
 
     #[derive(Clone, Default)]
     pub(crate) struct Tls {
@@ -50,14 +64,10 @@ mod with {
     }
 
     impl Tls {
-        pub(crate) fn apply(
-            self,
-            options: ConnectOptions,
-            https: bool,
-        ) -> Result<ConnectOptions, Error> {
+        pub(crate) fn read(self, https: bool) -> Result<Settings, Error> {
             if !https {
                 return match (&self.ca, &self.identity) {
-                    (None, None) => Ok(options),
+                    (None, None) => Ok(None),
                     _ => Err(invalid("certificates were given, but the URLs are http://")
                         .advise("write https://")),
                 };
@@ -84,7 +94,7 @@ mod with {
                 let key = key.read("private key", "PRIVATE KEY")?;
                 tls = tls.identity(Identity::from_pem(certificate, key));
             }
-            Ok(options.with_tls(tls))
+            Ok(Some(tls))
         }
     }
 
@@ -138,20 +148,22 @@ mod with {
 
 #[cfg(not(any(feature = "rustls-ring", feature = "rustls-aws-lc")))]
 mod without {
-    use etcd_client::ConnectOptions;
     use sync_core::{Error, ErrorKind};
+    use tonic::transport::{self, Endpoint};
+
+    pub(crate) type Settings = ();
+
+    pub(crate) fn secure(endpoint: Endpoint, (): &()) -> Result<Endpoint, transport::Error> {
+        Ok(endpoint)
+    }
 
     #[derive(Clone, Default)]
     pub(crate) struct Tls {}
 
     impl Tls {
-        pub(crate) fn apply(
-            self,
-            options: ConnectOptions,
-            https: bool,
-        ) -> Result<ConnectOptions, Error> {
+        pub(crate) fn read(self, https: bool) -> Result<Settings, Error> {
             match https {
-                false => Ok(options),
+                false => Ok(()),
                 true => Err(Error::new(ErrorKind::Invalid, "use TLS", "this build has no TLS")
                     .advise("enable one of the features rustls-ring and rustls-aws-lc")),
             }

@@ -6,15 +6,17 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Operator, documented, received, server, servers, within};
+use common::{Operator, counted, documented, received, server, servers, within};
 use etcd_client::{ConnectOptions, Permission};
 use sync_conformance::Server;
 use sync_conformance::driver::{Driver, TTL, bounded, claim, lock, name, record};
+use sync_conformance::fault::{Faults, Verb};
 use sync_conformance::logs;
 use sync_conformance::proxy::Proxy;
 use sync_core::backend::{Claim, Held, Renewal, Updated};
 use sync_core::{Error, ErrorKind, Kind};
-use sync_etcd::{Config, Coordinator, Node, Options};
+use sync_etcd::{Config, Coordinator, LockGuard, Node, Options};
+use tokio::task::JoinHandle;
 use tokio_stream::StreamExt;
 
 fn of_app(url: impl AsRef<str>) -> Config {
@@ -220,19 +222,18 @@ async fn a_watch_that_the_server_cancels_is_told_and_not_asked_for_without_end()
 /// somebody who does nothing yet: what they do once their tokens are of no use any more.
 struct Four {
     holder: Coordinator,
-    waiter: Coordinator,
+    waiter: (Coordinator, Faults),
     follower: Coordinator,
-    idle: Coordinator,
+    idle: (Coordinator, Faults),
 }
 
 impl Four {
     async fn through(url: &str) -> Self {
-        let connect = async || {
-            let options = Options::new().ttl(Duration::from_secs(6)).connect_timeout(SOON);
-            of_app(url).options(options).connect().await.unwrap()
-        };
-        let (holder, waiter) = (connect().await, connect().await);
-        Self { holder, waiter, follower: connect().await, idle: connect().await }
+        let options = Options::new().ttl(Duration::from_secs(6)).connect_timeout(SOON);
+        let connect = async || of_app(url).options(options.clone()).connect().await.unwrap();
+        let counted = async || counted(of_app(url), options.clone()).await;
+        let (holder, waiter) = (connect().await, counted().await);
+        Self { holder, waiter, follower: connect().await, idle: counted().await }
     }
 
     /// `worn_out` makes their tokens useless while they are at it.
@@ -242,14 +243,10 @@ impl Four {
         let mut changes = self.follower.leader("x").changes().unwrap();
         let seen = changes.next().await.unwrap();
         assert!(format!("{seen:?}").contains("one"), "{seen:?}");
-        let lock = self.waiter.lock("a");
-        let waiting = tokio::spawn(async move { lock.acquire().await });
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        let waiting = in_line(&self.waiter).await;
         worn_out.await;
 
-        let lock = self.idle.lock("a");
-        let late = tokio::spawn(async move { lock.acquire().await });
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        let late = in_line(&self.idle).await;
         elected.update(Node::new("two")).await.unwrap();
         let seen = tokio::time::timeout(SOON, changes.next()).await.expect("told of it").unwrap();
         assert!(format!("{seen:?}").contains("two"), "{seen:?}");
@@ -264,6 +261,14 @@ impl Four {
         let seen = tokio::time::timeout(SOON, changes.next()).await.expect("told of it").unwrap();
         assert!(!format!("{seen:?}").contains("two"), "{seen:?}");
     }
+}
+
+/// A task that stands in line for the lock `a` when this returns.
+async fn in_line((sync, calls): &(Coordinator, Faults)) -> JoinHandle<Result<LockGuard, Error>> {
+    let lock = sync.lock("a");
+    let waiting = tokio::spawn(async move { lock.acquire().await });
+    tokio::time::timeout(SOON, calls.called(Verb::Wait, 1)).await.expect("it stands in line");
+    waiting
 }
 
 const SIMPLE: [&str; 1] = ["--auth-token-ttl=1"];
@@ -467,9 +472,7 @@ async fn a_client_of_the_users_own_will_do() {
     let sync = config.connect().await.unwrap();
     let guard = sync.lock("a").acquire().await.unwrap();
     assert_eq!(root.keys("sync/lock/a/").await.len(), 1);
-    let lock = sync_etcd::connect(server.url().replace("http://", "http://app:sesame@"));
-    let lock = lock.await.unwrap().lock("a");
-    let waiting = tokio::spawn(async move { lock.acquire().await });
+    let waiting = in_line(&counted(of_app(server.url()), Options::new()).await).await;
     // Its token runs out meanwhile; nothing was said of that when it was made.
     tokio::time::sleep(Duration::from_millis(2500)).await;
     guard.release().await.unwrap();

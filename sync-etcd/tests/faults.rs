@@ -6,9 +6,10 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{Operator, coordinator, proxy, server, servers, to};
+use common::{Operator, coordinator, counted, proxy, server, servers, to};
 use etcd_client::{AlarmAction, AlarmType};
 use sync_conformance::driver::{Driver, TTL, bounded, claim, eventually, lock, name};
+use sync_conformance::fault::Verb;
 use sync_conformance::proxy::{Flow, Toward};
 use sync_core::backend::{Attempt, Ended, Held, Renewal};
 use sync_core::{Cause, ErrorKind, Kind};
@@ -38,14 +39,14 @@ impl Roles {
     /// The same with a name of its own.
     async fn begin_on(of: &str, holds: &str, looks: &str, ttl: Duration) -> Self {
         let holder = coordinator(holds, ttl).await;
-        let (waiter, follower) = (coordinator(looks, ttl).await, coordinator(looks, ttl).await);
+        let (waiter, calls) = counted(Config::new(looks), Options::new().ttl(ttl)).await;
+        let follower = coordinator(looks, ttl).await;
         let guard = holder.lock(of).acquire().await.unwrap();
         let elected = holder.leader(of).node(Node::new("one")).elect().await.unwrap();
         let waiting = waiting_for(waiter.lock(of));
         let mut changes = follower.leader(of).changes().unwrap();
         told(&mut changes, "one").await;
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        assert!(!waiting.is_finished());
+        timeout(SOON, calls.called(Verb::Wait, 1)).await.expect("it stands in line");
         Self { guard, elected, waiting, changes, coordinators: [holder, waiter, follower] }
     }
 

@@ -354,9 +354,8 @@ async fn a_free_name_costs_two_requests_and_a_handover_no_more_for_a_longer_line
                 waits.acquire(&claim).await;
                 waits.end(&claim).await;
             }));
-            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        tokio::time::sleep(Duration::from_millis(300)).await; // the last watches are opened
         let handing_over = async {
             holder.release().await.unwrap();
             for waiter in line {

@@ -10,6 +10,7 @@ use super::common::{kind, soon};
 use crate::child::Child;
 use crate::context::Context;
 use crate::failed::Failed;
+use crate::fault::Verb;
 use crate::suite::{Case, Need};
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -48,8 +49,26 @@ async fn held(child: &mut Child) -> Result<FencingToken, Failed> {
     Ok(FencingToken::new(token.parse()?))
 }
 
+/// A child that stands in line for the lock `x`.
+async fn queued(ctx: &Context) -> Result<Child, Failed> {
+    let mut child = ctx.child("hold").with("name", "x").with("queue", true).start()?;
+    child.expect("waiting").await?;
+    child.expect("in line").await?;
+    Ok(child)
+}
+
+/// A task that stands in line for the lock `x` when this returns.
+async fn queue_up(ctx: &Context, options: &Options) -> Result<Acquiring, Failed> {
+    let (sync, faults) = ctx.faulty_with(options.clone()).await?;
+    let waiting = acquiring(&sync);
+    soon(ctx, "it stands in line", faults.called(Verb::Wait, 1)).await?;
+    Ok(waiting)
+}
+
+type Acquiring = JoinHandle<Result<LockGuard, sync_core::Error>>;
+
 /// Acquires the lock `x` in a task.
-fn acquiring(sync: &Coordinator) -> JoinHandle<Result<LockGuard, sync_core::Error>> {
+fn acquiring(sync: &Coordinator) -> Acquiring {
     let lock = sync.lock("x");
     tokio::spawn(async move { lock.acquire().await })
 }
@@ -184,12 +203,8 @@ async fn killed_leaders_are_followed_by_those_who_campaign(ctx: Context) -> Resu
 async fn a_killed_waiter_blocks_nobody(ctx: Context) -> Result<(), Failed> {
     let sync = ctx.coordinator().await?;
     let guard = sync.lock("x").acquire().await?;
-    let mut dead = ctx.child("hold").with("name", "x").start()?;
-    dead.expect("waiting").await?;
-    sleep(Duration::from_millis(500)).await;
-    let waiting = acquiring(&ctx.coordinator().await?);
-    sleep(Duration::from_millis(500)).await;
-    assert!(!waiting.is_finished());
+    let dead = queued(&ctx).await?;
+    let waiting = queue_up(&ctx, &ctx.options()?).await?;
     dead.process().kill()?;
     guard.release().await?;
     let next = soon(&ctx, "the waiter behind it gets it", waiting).await???;
@@ -200,12 +215,9 @@ async fn a_killed_waiter_blocks_nobody(ctx: Context) -> Result<(), Failed> {
 async fn a_stopped_waiter_blocks_nobody_and_waits_on(ctx: Context) -> Result<(), Failed> {
     let sync = ctx.coordinator().await?;
     let guard = sync.lock("x").acquire().await?;
-    let mut stopped = ctx.child("hold").with("name", "x").start()?;
-    stopped.expect("waiting").await?;
-    sleep(Duration::from_millis(500)).await;
+    let mut stopped = queued(&ctx).await?;
     stopped.process().stop()?;
-    let waiting = acquiring(&ctx.coordinator().await?);
-    sleep(Duration::from_millis(500)).await;
+    let waiting = queue_up(&ctx, &ctx.options()?).await?;
     guard.release().await?;
     let next = soon(&ctx, "the waiter behind it gets it", waiting).await???;
     // Its place is gone, and perhaps its session too. It must neither hold beside the other one nor
@@ -314,8 +326,7 @@ async fn a_waiter_outlives_a_stopped_server(ctx: Context) -> Result<(), Failed> 
     let (holder, sync) =
         (ctx.coordinator_with(ctx.hasty()?).await?, ctx.coordinator_with(ctx.hasty()?).await?);
     let guard = holder.lock("x").acquire().await?;
-    let waiting = acquiring(&sync);
-    sleep(Duration::from_millis(300)).await;
+    let waiting = queue_up(&ctx, &ctx.hasty()?).await?;
     ctx.server().stop()?;
     let lost = soon(&ctx, "the holder is told", guard.revoked()).await;
     let newcomer = acquiring(&sync);

@@ -113,7 +113,7 @@ async fn a_shutdown_releases_everything_once(ctx: Context) -> Result<(), Failed>
 }
 
 async fn a_shutdown_wakes_who_waits(ctx: Context) -> Result<(), Failed> {
-    let (other, sync) = (ctx.coordinator().await?, ctx.coordinator().await?);
+    let (other, (sync, faults)) = (ctx.coordinator().await?, ctx.faulty().await?);
     let taken = [other.lock("x").acquire().await?, sync.lock("y").acquire().await?];
     let leads = other.leader("x").elect().await?;
     // In line in the store, in line in the process, and in line behind the one in the store.
@@ -124,7 +124,7 @@ async fn a_shutdown_wakes_who_waits(ctx: Context) -> Result<(), Failed> {
         .collect();
     let leader = sync.leader("x");
     waiting.push(tokio::spawn(async move { kind(leader.elect().await) }));
-    sleep(Duration::from_millis(300)).await;
+    soon(&ctx, "two of them stand in the store's lines", faults.called(Verb::Wait, 2)).await?;
     assert!(waiting.iter().all(|waiter| !waiter.is_finished()));
     sync.shutdown().await?;
     for waiter in waiting {

@@ -3,6 +3,8 @@
 //! Each of the late requests is tried twice: kept back on the wire, where there is one, and kept
 //! back in front of the backend, which needs none.
 
+mod scene;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,10 +13,11 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::wants::{BOTH, SOON, Taken, Want, below};
-use crate::context::{Context, Route};
+use self::scene::{PATIENCE, Scene};
+use super::wants::{BOTH, Taken, Want, below};
+use crate::context::Context;
 use crate::failed::Failed;
-use crate::fault::{Fault, Faults, Verb};
+use crate::fault::{Fault, Verb};
 use crate::proxy::{Flow, Toward};
 use crate::suite::{Case, Need};
 
@@ -49,104 +52,6 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new(many_lost_and_late_requests_leave_nothing),
     ]
 }
-
-/// After how long a request counts as unanswered here.
-const PATIENCE: Duration = Duration::from_millis(300);
-
-/// How long what was let through may take from the proxy into the store.
-const ARRIVAL: Duration = Duration::from_millis(200);
-
-/// A coordinator whose requests can be kept back, and one beside it.
-struct Scene {
-    ctx: Context,
-    want: Want,
-    faults: Faults,
-    /// Where the requests are kept back; in front of the backend if there is none.
-    route: Option<Route>,
-    other: Want,
-    opened: usize,
-}
-
-impl Scene {
-    async fn new(ctx: &Context, kind: Kind, wire: bool) -> Result<Self, Failed> {
-        Self::with_patience(ctx, kind, wire, PATIENCE).await
-    }
-
-    async fn with_patience(
-        ctx: &Context,
-        kind: Kind,
-        wire: bool,
-        patience: Duration,
-    ) -> Result<Self, Failed> {
-        let options = ctx.options()?.request_timeout(patience);
-        let route = if wire { Some(ctx.route().await?) } else { None };
-        let url = route.as_ref().map_or_else(|| ctx.server().url(), |route| route.url().to_owned());
-        let (sync, faults) = ctx.faulty_at(&url, options).await?;
-        let other = Want::new(&ctx.coordinator().await?, kind, "x");
-        let want = Want::new(&sync, kind, "x");
-        // The session is open, and connections are made.
-        want.take().await?.give_back().await?;
-        let opened = faults.calls(Verb::Open);
-        Ok(Self { ctx: ctx.clone(), want, faults, route, other, opened })
-    }
-
-    /// Keeps the next request back.
-    fn keep_back(&self, verb: Verb) {
-        match &self.route {
-            Some(route) => route.hold(),
-            None => self.faults.next(verb, Fault::Late),
-        }
-    }
-
-    /// What was kept back arrives.
-    async fn let_through(&self) -> Result<(), Failed> {
-        self.faults.release();
-        timeout(self.ctx.long(), self.faults.landed()).await?;
-        if let Some(route) = &self.route {
-            assert!(route.held() > 0, "nothing was kept back");
-            route.let_through();
-            self.ctx.eventually(self.ctx.long(), || async { Ok(route.held() == 0) }).await?;
-            sleep(ARRIVAL).await;
-        }
-        Ok(())
-    }
-
-    /// Begins to take the name with the first attempt kept back. It has been given up, and tried
-    /// again, when this returns.
-    async fn with_a_late_attempt(&self, retry: Option<Fault>) -> Result<Taking, Failed> {
-        let calls = self.faults.calls(Verb::TryClaim);
-        self.keep_back(Verb::TryClaim);
-        let taking = self.want.taking();
-        self.faults.called(Verb::TryClaim, calls + 1).await;
-        if let Some(retry) = retry {
-            self.faults.always(Verb::TryClaim, retry);
-        }
-        timeout(self.ctx.long(), self.faults.called(Verb::TryClaim, calls + 2)).await?;
-        Ok(taking)
-    }
-
-    /// The caller goes away; whatever it did is ended.
-    async fn go_away(&self, taking: Taking) -> Result<(), Failed> {
-        let ended = self.faults.done(Verb::End) + 1;
-        taking.abort();
-        assert!(taking.await.is_err());
-        Ok(timeout(self.ctx.long(), self.faults.did(Verb::End, ended)).await?)
-    }
-
-    /// Nothing is left, the name is free to all, and the session is the same as ever.
-    async fn is_as_before(&self) -> Result<(), Failed> {
-        self.faults.heal();
-        self.ctx.assert_nothing_left_within(SOON).await?;
-        for want in [&self.other, &self.want] {
-            let taken = want.try_take().await?;
-            taken.ok_or("somebody holds it or stands in line")?.give_back().await?;
-        }
-        assert_eq!(self.faults.calls(Verb::Open), self.opened, "the session was given up");
-        self.ctx.assert_nothing_left_within(SOON).await
-    }
-}
-
-type Taking = tokio::task::JoinHandle<Result<Taken, sync_core::Error>>;
 
 async fn a_late_attempt_past_the_abandon(ctx: Context) -> Result<(), Failed> {
     past_the_abandon(ctx, false).await
@@ -202,19 +107,10 @@ async fn into_a_later_claim(ctx: Context, wire: bool) -> Result<(), Failed> {
         scene.with_a_late_attempt(None).await?.await??.give_back().await?;
         let later = scene.want.take().await?;
         scene.let_through().await?;
-        still_holds(&scene, &later).await?;
+        scene.still_holds(&later).await?;
         later.give_back().await?;
         scene.is_as_before().await?;
     }
-    Ok(())
-}
-
-/// The claim stands in the store as ours and under its own token, and a release finds it.
-async fn still_holds(scene: &Scene, taken: &Taken) -> Result<(), Failed> {
-    let holder = scene.other.holder().await?.ok_or("nobody holds it")?;
-    assert_eq!(holder.token, Some(taken.token()));
-    assert!(scene.other.try_take().await?.is_none());
-    assert!(taken.is_valid());
     Ok(())
 }
 
@@ -355,7 +251,7 @@ async fn lost_answer_is_one_grant(ctx: Context, wire: bool) -> Result<(), Failed
         let taken = timeout(ctx.long(), taking).await???;
         assert_eq!(first, Some(taken.token()));
         scene.faults.release();
-        still_holds(&scene, &taken).await?;
+        scene.still_holds(&taken).await?;
         taken.give_back().await?;
         scene.is_as_before().await?;
     }
@@ -380,7 +276,7 @@ async fn late_release(ctx: Context, wire: bool) -> Result<(), Failed> {
         assert!(scene.faults.calls(Verb::End) > ends + 1, "it was not repeated");
         let newer = scene.want.take().await?;
         scene.let_through().await?;
-        still_holds(&scene, &newer).await?;
+        scene.still_holds(&newer).await?;
         newer.give_back().await?;
         scene.is_as_before().await?;
     }

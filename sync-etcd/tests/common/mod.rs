@@ -3,11 +3,13 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{ConnectOptions, GetOptions, KeyValue, Permission};
 use sync_conformance::Server;
 use sync_conformance::driver::{Driver, TTL};
+use sync_conformance::fault::Faults;
 use sync_conformance::proxy::Proxy;
 use sync_core::Name;
 use sync_core::backend::{Claim, Session};
@@ -42,6 +44,13 @@ pub(crate) async fn client_with(server: &Server, ttl: Duration) -> Driver {
 
 pub(crate) async fn coordinator(url: &str, ttl: Duration) -> Coordinator {
     Config::new(url).options(Options::new().ttl(ttl)).connect().await.unwrap()
+}
+
+/// A coordinator, and what it asks of its backend.
+pub(crate) async fn counted(config: Config, options: Options) -> (Coordinator, Faults) {
+    let backend = config.options(options.clone()).backend().await.unwrap();
+    let calls = Faults::new();
+    (calls.coordinator(Arc::new(backend), &options).unwrap(), calls)
 }
 
 /// etcd's own client, as an operator would use it.
