@@ -9,7 +9,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sync_core::backend::{Attempt, Backend, Claim, Ended, Grant, Nonce, Session, Sighting, Ticket};
+use sync_core::backend::{
+    Attempt, Backend, Claim, Ended, Grant, Held, Nonce, Renewal, Session, Sighting, Ticket, Updated,
+};
 use sync_core::{Coordinator, Kind, LockGuard, Name, OsRng, Rng};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -240,6 +242,36 @@ pub async fn follow(leader: &Driver, follower: &Driver, of: &str, within: Durati
         seen = sighting;
     }
     seen
+}
+
+/// Makes every request that a backend makes: `a` leads, `b` stands in line, follows and succeeds it.
+/// `meanwhile` is what happens to the store half-way.
+///
+/// # Panics
+/// When a request fails, or says something else than it must.
+pub async fn run_through(a: &Driver, b: &Driver, meanwhile: impl AsyncFnOnce()) {
+    let (first, second) = (claim(Kind::Leader, "a", true), claim(Kind::Leader, "a", true));
+    let grant = a.held(&first).await;
+    let place = b.blocked(&second).await;
+    b.blocked(&claim(Kind::Leader, "a", false)).await;
+    let of = name("a");
+    let seen = b.backend.holder(Kind::Leader, &of).await.expect("it may be read");
+    let renamed = record("new", first.nonce).into();
+    let renamed = Claim::new(Kind::Leader, name("a"), first.nonce, renamed, true);
+    let (watched, updated) = tokio::join!(
+        b.backend.watch(Kind::Leader, &of, &seen.version),
+        a.backend.update(&a.session, &renamed, &grant),
+    );
+    watched.expect("it may be watched");
+    assert!(matches!(updated, Ok(Updated::Done(_))), "{updated:?}");
+    meanwhile().await;
+    let held = [Held { claim: first.clone().into(), grant }];
+    let renewed = a.backend.renew(&a.session, &held).await;
+    assert!(matches!(renewed, Ok(Renewal::Alive { .. })), "{renewed:?}");
+    a.abandon(&first).await;
+    bounded(b.backend.wait(&b.session, &second, &place)).await.expect("it is woken");
+    b.held(&second).await;
+    assert_eq!(b.end(&second).await, Ended::Released);
 }
 
 /// So many locks, all held at once.

@@ -9,11 +9,11 @@ use std::time::Duration;
 use common::{Operator, counted, documented, received, server, servers, within};
 use etcd_client::{ConnectOptions, Permission};
 use sync_conformance::Server;
-use sync_conformance::driver::{Driver, TTL, bounded, claim, lock, name, record};
+use sync_conformance::driver::{Driver, TTL, bounded, claim, lock, name, run_through};
 use sync_conformance::fault::{Faults, Verb};
 use sync_conformance::logs;
 use sync_conformance::proxy::Proxy;
-use sync_core::backend::{Claim, Held, Renewal, Updated};
+use sync_core::backend::{Held, Renewal};
 use sync_core::{Error, ErrorKind, Kind};
 use sync_etcd::{Config, Coordinator, LockGuard, Node, Options};
 use tokio::task::JoinHandle;
@@ -65,27 +65,8 @@ async fn the_documented_permissions_are_enough_for_everything() {
     let a = Driver::on(config().backend().await.unwrap(), TTL).await;
     let b = Driver::on(config().backend().await.unwrap(), TTL).await;
     let mut losses = b.backend.losses(&b.session);
-    let (first, second) = (claim(Kind::Leader, "a", true), claim(Kind::Leader, "a", true));
-    let grant = a.held(&first).await;
-    let place = b.blocked(&second).await;
-    b.blocked(&claim(Kind::Leader, "a", false)).await;
-    let seen = b.backend.holder(Kind::Leader, &name("a")).await.unwrap();
-    let new = record("new", first.nonce).into();
-    let renamed = Claim::new(Kind::Leader, name("a"), first.nonce, new, true);
-    let of = name("a");
-    let (watched, updated) = tokio::join!(
-        b.backend.watch(Kind::Leader, &of, &seen.version),
-        a.backend.update(&a.session, &renamed, &grant),
-    );
-    watched.unwrap();
-    assert!(matches!(updated.unwrap(), Updated::Done(_)));
-    let held = [Held { claim: first.clone().into(), grant }];
-    assert!(matches!(a.backend.renew(&a.session, &held).await.unwrap(), Renewal::Alive { .. }));
-    a.abandon(&first).await;
-    bounded(b.backend.wait(&b.session, &second, &place)).await.expect("woken");
-    b.held(&second).await;
+    run_through(&a, &b, async || {}).await;
     assert!(bounded(losses.next()).await.is_none());
-    b.end(&second).await;
     a.backend.close(&a.session).await.unwrap();
     b.backend.close(&b.session).await.unwrap();
     assert!(!logs.text().contains("WARN"), "{}", logs.text());

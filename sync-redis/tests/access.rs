@@ -7,10 +7,10 @@ mod common;
 use std::time::Duration;
 
 use common::Server;
-use sync_conformance::driver::{Driver, TTL, claim, lock, name, record};
+use sync_conformance::driver::{Driver, TTL, lock, run_through};
 use sync_conformance::logs;
-use sync_core::backend::{Backend, Claim, Held, Renewal};
-use sync_core::{ErrorKind, Kind};
+use sync_core::ErrorKind;
+use sync_core::backend::{Backend, Held, Renewal};
 use sync_redis::{Config, Node, Options};
 
 /// The line of the documentation with everything filled in.
@@ -34,27 +34,10 @@ async fn the_documented_permissions_are_enough_for_everything() {
     let (log, _guard) = logs::capture();
     let a = Driver::on(as_user(&server, "app").backend().await.unwrap(), TTL).await;
     let b = Driver::on(as_user(&server, "app").backend().await.unwrap(), TTL).await;
-    let (first, second) = (claim(Kind::Leader, "a", true), claim(Kind::Leader, "a", true));
-    let grant = a.held(&first).await;
-    let place = b.blocked(&second).await;
-    let seen = b.backend.holder(Kind::Leader, &name("a")).await.unwrap();
-    let new = record("new", first.nonce).into();
-    let renamed = Claim::new(Kind::Leader, name("a"), first.nonce, new, true);
-    let of = name("a");
-    let (watched, updated) = tokio::join!(
-        b.backend.watch(Kind::Leader, &of, &seen.version),
-        a.backend.update(&a.session, &renamed, &grant),
-    );
-    watched.unwrap();
-    updated.unwrap();
-    let () = server.run("SCRIPT FLUSH");
-    let held = [Held { claim: first.clone().into(), grant }];
-    a.backend.renew(&a.session, &held).await.unwrap();
-    a.abandon(&first).await;
-    let wait = b.backend.wait(&b.session, &second, &place);
-    tokio::time::timeout(Duration::from_millis(300), wait).await.expect("the message came");
-    b.held(&second).await;
-    b.end(&second).await;
+    let forget = async || {
+        let () = server.run("SCRIPT FLUSH");
+    };
+    run_through(&a, &b, forget).await;
     tokio::time::sleep(Duration::from_millis(1200)).await; // the subscription is given up
     let denied: Vec<redis::Value> = server.run("ACL LOG");
     assert!(denied.is_empty(), "the server had to refuse something: {denied:?}");

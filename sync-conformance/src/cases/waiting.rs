@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use sync_core::backend::Loss;
-use sync_core::{BootClock, Clock, ErrorKind, Kind};
+use sync_core::{BootClock, Clock, Coordinator, ErrorKind, Kind};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::wants::{BOTH, SOON, Want};
+use super::wants::{BOTH, SOON, Taking, Want};
 use crate::context::Context;
 use crate::failed::Failed;
 use crate::fault::{Fault, Faults, Verb};
@@ -277,15 +277,21 @@ async fn a_waiter_whose_session_died_starts_anew(ctx: Context) -> Result<(), Fai
     Ok(())
 }
 
+/// A task that stands in line when this returns, and will not stand there for long.
+async fn standing_in_line(sync: &Coordinator, faults: &Faults, kind: Kind) -> Taking {
+    let waits = faults.calls(Verb::Wait);
+    let waiting = Want::new(sync, kind, "x").wait(WAIT * 2).taking();
+    faults.called(Verb::Wait, waits + 1).await;
+    waiting
+}
+
 /// The store said that the name was taken, and then fell silent.
 async fn a_wait_that_ends_unanswered_does_not_look_taken(ctx: Context) -> Result<(), Failed> {
     let holder = ctx.coordinator().await?;
     let (sync, faults) = ctx.faulty().await?;
     for kind in BOTH {
         let held = Want::new(&holder, kind, "x").take().await?;
-        let waits = faults.calls(Verb::Wait);
-        let waiting = Want::new(&sync, kind, "x").wait(WAIT * 2).taking();
-        faults.called(Verb::Wait, waits + 1).await;
+        let waiting = standing_in_line(&sync, &faults, kind).await;
         faults.always(Verb::TryClaim, Fault::Hang);
         // Woken by this, it asks again.
         held.give_back().await?;
@@ -305,9 +311,7 @@ async fn a_wait_that_ends_without_a_session_does_not_look_taken(
     let (sync, faults) = ctx.faulty().await?;
     for kind in BOTH {
         let held = Want::new(&holder, kind, "x").take().await?;
-        let waits = faults.calls(Verb::Wait);
-        let waiting = Want::new(&sync, kind, "x").wait(WAIT * 2).taking();
-        faults.called(Verb::Wait, waits + 1).await;
+        let waiting = standing_in_line(&sync, &faults, kind).await;
         faults.always(Verb::Open, Fault::Hang);
         faults.lose(Loss::Session);
         let error = timeout(ctx.long(), waiting).await??.err().ok_or("two holders")?;

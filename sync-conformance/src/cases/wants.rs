@@ -83,11 +83,14 @@ impl Want {
     }
 
     /// [`Want::take`] in a task.
-    pub(crate) fn taking(&self) -> JoinHandle<Result<Taken, Error>> {
+    pub(crate) fn taking(&self) -> Taking {
         let want = self.clone();
         tokio::spawn(async move { want.take().await })
     }
 }
+
+/// A task that takes one.
+pub(crate) type Taking = JoinHandle<Result<Taken, Error>>;
 
 /// A lock or a leadership that is held.
 #[derive(Debug)]

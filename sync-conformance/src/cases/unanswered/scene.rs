@@ -5,7 +5,7 @@ use std::time::Duration;
 use sync_core::Kind;
 use tokio::time::{sleep, timeout};
 
-use crate::cases::wants::{SOON, Taken, Want};
+use crate::cases::wants::{SOON, Taken, Taking, Want};
 use crate::context::{Context, Route};
 use crate::failed::Failed;
 use crate::fault::{Fault, Faults, Verb};
@@ -114,5 +114,3 @@ impl Scene {
         self.ctx.assert_nothing_left_within(SOON).await
     }
 }
-
-pub(super) type Taking = tokio::task::JoinHandle<Result<Taken, sync_core::Error>>;
