@@ -240,6 +240,14 @@ impl Options {
         self.connect_timeout
     }
 
+    /// For backends: how long one call may take before the core gives it up. One that reads and
+    /// may write in the same call bounds its reads by less, so that a slow read is not taken for a
+    /// write that was never answered.
+    #[must_use]
+    pub fn answered_within(&self) -> Duration {
+        self.request_timeout
+    }
+
     /// What is taken off each deadline on a store of this profile.
     pub(crate) fn margin(&self, profile: &Profile) -> Margin {
         Margin { drift: self.drift, slack: self.slack + profile.rounding }

@@ -1,0 +1,2 @@
+key_prefix "NAMESPACE/" { policy = "write" }
+session "NODE" { policy = "write" }

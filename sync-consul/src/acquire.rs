@@ -1,0 +1,391 @@
+//! One try to take a claim. What each step is for stands in `docs/DESIGN.md`.
+
+use std::time::Duration;
+
+use sync_core::backend::{Attempt, Claim, Grant, Session, Ticket};
+use sync_core::{ErrorKind, Kind, StoreError};
+
+use crate::api::{Op, Seen};
+use crate::backend::Driver;
+use crate::keys::ticket;
+use crate::line::Line;
+use crate::pair::{LOCK_FLAGS, Pair};
+use crate::sessions::Place;
+
+/// The first pause where nobody tells when the name can be had, and the longest.
+const SOON: Duration = Duration::from_millis(100);
+const LATE: Duration = Duration::from_secs(1);
+
+/// A newcomer that was refused so often without a holder to be seen takes a ticket.
+const REFUSALS: u32 = 2;
+
+/// How often the key may change under one try.
+const ROUNDS: u32 = 4;
+
+/// A claim with all the keys that belong to it.
+#[derive(Debug)]
+pub(crate) struct Spot<'a> {
+    pub(crate) session: &'a str,
+    pub(crate) claim: &'a Claim,
+    /// K, T and V of `docs/DESIGN.md`.
+    pub(crate) key: String,
+    pub(crate) ticket: String,
+    pub(crate) void: String,
+    pub(crate) line: String,
+}
+
+impl Spot<'_> {
+    /// For an answer that is to be searched for the key and the line.
+    pub(crate) fn seen(&self, created: Option<u64>) -> Seen<'_> {
+        Seen::new(&self.key, Line::new(self.line.clone(), self.ticket.clone(), created))
+    }
+
+    pub(crate) fn is_ours(&self, pair: &Pair) -> bool {
+        pair.key == self.key && pair.is_of(self.session, self.claim.nonce)
+    }
+
+    /// What an answer grants that names this key, session and nonce.
+    fn grant(&self, seen: &Seen<'_>) -> Result<Grant, StoreError> {
+        match &seen.pair {
+            Some(pair) if self.is_ours(pair) => Ok(pair.grant()),
+            _ => Err(StoreError::unknown("the answer does not belong to the request")),
+        }
+    }
+}
+
+/// What a ticket of the core notes of a place: `<when the ticket was made>/<refusals>`.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Note {
+    /// Zero: there is no ticket in the line.
+    pub(crate) created: u64,
+    refusals: u32,
+}
+
+impl Note {
+    pub(crate) fn read(ticket: Option<&Ticket>) -> Self {
+        let read = |ticket: &Ticket| {
+            let (created, refusals) = ticket.place.split_once('/')?;
+            Some(Self { created: created.parse().ok()?, refusals: refusals.parse().ok()? })
+        };
+        ticket.and_then(read).unwrap_or_default()
+    }
+
+    fn blocked(self, pause: Option<Duration>) -> Attempt {
+        Attempt::Blocked(Ticket {
+            not_before: pause.unwrap_or_default(),
+            look_after: pause,
+            place: format!("{}/{}", self.created, self.refusals).into(),
+        })
+    }
+}
+
+/// Why the key could not be taken, once it was read.
+#[derive(Debug)]
+enum Refused {
+    /// An earlier attempt of this nonce has it.
+    Ours(Grant),
+    /// It stands there without a session since this index.
+    Left(u64),
+    /// What stood there is gone: at once again.
+    Cleared,
+    /// Another session has it.
+    Taken,
+    /// This session has it, for a claim that is about to end.
+    Soon,
+    /// Nobody has it: lock-delay, or it was given back just now.
+    Delayed,
+    SessionEnded,
+}
+
+impl Driver {
+    pub(crate) fn spot<'a>(&self, session: &'a Session, claim: &'a Claim) -> Spot<'a> {
+        let line = self.keys.line(claim.kind, &claim.name);
+        Spot {
+            session: &session.id,
+            claim,
+            key: self.keys.claim(claim.kind, &claim.name),
+            ticket: [&line, &*ticket(&session.id, claim.nonce)].concat(),
+            void: self.keys.void(&session.id, claim.nonce),
+            line,
+        }
+    }
+
+    pub(crate) async fn attempt(
+        &self,
+        at: &Spot<'_>,
+        note: Note,
+        unanswered: bool,
+    ) -> Result<Attempt, StoreError> {
+        if unanswered && at.claim.queue {
+            return self.settle(at).await;
+        }
+        let newcomer = note.created == 0;
+        if newcomer
+            && at.claim.kind == Kind::Lock
+            && (note.refusals < REFUSALS || !at.claim.queue)
+        {
+            self.take_free(at, note).await
+        } else if newcomer {
+            self.join(at, note.refusals).await
+        } else {
+            self.in_line(at, note).await
+        }
+    }
+
+    /// Takes a lock without standing in line, unless there is one.
+    async fn take_free(&self, at: &Spot<'_>, note: Note) -> Result<Attempt, StoreError> {
+        let mut left = None;
+        for _ in 0..ROUNDS {
+            let mut seen = at.seen(None);
+            let mut ops = taking(at, left);
+            ops.push(Op::get_tree(&at.line));
+            if self.api.commit(&ops, &mut seen).await? {
+                let grant = at.grant(&seen)?;
+                self.name_strange(&seen.line);
+                if seen.line.is_empty() {
+                    return Ok(Attempt::Held(grant));
+                }
+                return self.give_way(at, &grant).await.map_err(StoreError::unsettled);
+            }
+            match self.why_refused(at).await? {
+                Refused::Ours(grant) => return Ok(Attempt::Held(grant)),
+                Refused::Left(index) => left = Some(index),
+                Refused::Cleared => left = None,
+                Refused::Taken if at.claim.queue => return self.join(at, 0).await,
+                Refused::Taken => return Ok(note.blocked(None)),
+                Refused::Soon => return Ok(note.blocked(Some(SOON))),
+                Refused::Delayed => return Ok(self.delayed(note)),
+                Refused::SessionEnded => return Ok(Attempt::SessionEnded),
+            }
+        }
+        Err(busy())
+    }
+
+    /// Others have stood in line before this one, which gives back what it got.
+    async fn give_way(&self, at: &Spot<'_>, grant: &Grant) -> Result<Attempt, StoreError> {
+        let index = crate::pair::index(&grant.version);
+        let mut ops = vec![Op::unchanged(&at.key, index), Op::delete(&at.key)];
+        let mut seen = at.seen(None);
+        if at.claim.queue {
+            ops.insert(0, Op::absent(&at.void));
+            ops.extend([Op::lock(&at.ticket, at.session, &[]), Op::get_tree(&at.line)]);
+        }
+        if !self.api.commit(&ops, &mut seen).await? {
+            return Err(StoreError::unknown("the key was changed as soon as it was taken"));
+        }
+        if !at.claim.queue {
+            return Ok(Note::default().blocked(None));
+        }
+        Ok(self.placed(at, &seen.line, 0)?.blocked(None))
+    }
+
+    /// Takes a ticket. Whoever is the first with it enters an election at once.
+    async fn join(&self, at: &Spot<'_>, refusals: u32) -> Result<Attempt, StoreError> {
+        let mut seen = at.seen(None);
+        let ops = [
+            Op::absent(&at.void),
+            Op::lock(&at.ticket, at.session, &[]),
+            Op::get_tree(&at.line),
+        ];
+        if !self.api.commit(&ops, &mut seen).await? {
+            return match self.api.renew_session(at.session).await {
+                Ok(false) => Ok(Attempt::SessionEnded),
+                _ => Err(StoreError::unknown("the agent refused a place in the line")),
+            };
+        }
+        let note = self.placed(at, &seen.line, refusals)?;
+        let first = self.sessions.place(at.session, at.claim.nonce) == Place::First;
+        let attempt = match at.claim.kind {
+            Kind::Leader if first => self.enter(at, note).await.map_err(StoreError::unsettled)?,
+            // Nobody has it, and it cannot be had.
+            _ if refusals > 0 => self.delayed(note),
+            _ => note.blocked(None),
+        };
+        if !at.claim.queue && matches!(attempt, Attempt::Blocked(_)) {
+            self.api.done(&[Op::delete(&at.ticket)]).await.map_err(StoreError::unsettled)?;
+        }
+        Ok(attempt)
+    }
+
+    /// Takes the key if it is this ticket's turn.
+    async fn in_line(&self, at: &Spot<'_>, note: Note) -> Result<Attempt, StoreError> {
+        if self.sessions.place(at.session, at.claim.nonce) != Place::First {
+            let line = self.look_at_line(at, note.created).await?;
+            if !line.stands() {
+                // Somebody has removed the ticket: to the end of the line.
+                return self.join(at, 0).await;
+            }
+            if self.sessions.place(at.session, at.claim.nonce) != Place::First {
+                return Ok(note.blocked(None));
+            }
+        }
+        self.enter(at, note).await
+    }
+
+    /// Takes the key and gives the ticket back, in one transaction.
+    async fn enter(&self, at: &Spot<'_>, note: Note) -> Result<Attempt, StoreError> {
+        let mut left = None;
+        for _ in 0..ROUNDS {
+            let mut seen = at.seen(None);
+            let mut ops = taking(at, left);
+            ops.push(Op::delete(&at.ticket));
+            if self.api.commit(&ops, &mut seen).await? {
+                return at.grant(&seen).map(Attempt::Held);
+            }
+            match self.why_refused(at).await? {
+                Refused::Ours(grant) => return Ok(Attempt::Held(grant)),
+                Refused::Left(index) => left = Some(index),
+                Refused::Cleared => left = None,
+                Refused::Taken => return Ok(Note { refusals: 0, ..note }.blocked(None)),
+                Refused::Soon => return Ok(note.blocked(Some(SOON))),
+                Refused::Delayed => return Ok(self.delayed(note)),
+                Refused::SessionEnded => return Ok(Attempt::SessionEnded),
+            }
+        }
+        Err(busy())
+    }
+
+    /// Some attempt was never answered, so that this nonce must not begin to wait: abandons it, and
+    /// takes what it has won by then.
+    async fn settle(&self, at: &Spot<'_>) -> Result<Attempt, StoreError> {
+        if !self.api.done(&abandoning(at)).await? {
+            return match self.api.renew_session(at.session).await {
+                Ok(false) => Ok(Attempt::SessionEnded),
+                _ => Err(StoreError::unknown("the agent refused a marker")),
+            };
+        }
+        // In this order: nothing earlier can move the key any more.
+        match self.api.read(&at.key).await.map_err(StoreError::unsettled)? {
+            Some(pair) if at.is_ours(&pair) => Ok(Attempt::Held(pair.grant())),
+            _ => Ok(Attempt::Anew),
+        }
+    }
+
+    /// Reads the key after a refusal, whose words say nothing that counts.
+    async fn why_refused(&self, at: &Spot<'_>) -> Result<Refused, StoreError> {
+        let Some(pair) = self.api.read(&at.key).await? else {
+            // An ended session is refused in the same words as one that comes too early.
+            return match self.api.renew_session(at.session).await {
+                Ok(true) => Ok(Refused::Delayed),
+                Ok(false) => Ok(Refused::SessionEnded),
+                Err(error) => Err(crate::http::IntoUnsent::into_unsent(error)),
+            };
+        };
+        if pair.session.is_empty() {
+            return match pair.flags {
+                LOCK_FLAGS => Ok(Refused::Left(pair.modify_index)),
+                _ => Err(foreign(&at.key)),
+            };
+        }
+        if pair.session != at.session {
+            return Ok(Refused::Taken);
+        }
+        let (session, nonce) = (at.session, at.claim.nonce);
+        match pair.nonce() {
+            Some(found) if found == nonce => Ok(Refused::Ours(pair.grant())),
+            found if self.sessions.plays(session, &at.key, nonce, found) => Ok(Refused::Soon),
+            Some(_) => {
+                tracing::warn!(key = at.key, "a claim of nobody stood under our session: removed");
+                let ops = [Op::unchanged(&at.key, pair.modify_index), Op::delete(&at.key)];
+                self.api.done(&ops).await?;
+                Ok(Refused::Cleared)
+            }
+            None => {
+                self.hand_over(&pair).await?;
+                Ok(Refused::Cleared)
+            }
+        }
+    }
+
+    /// Somebody has written over a key that our session holds: it is theirs, without our session.
+    pub(crate) async fn hand_over(&self, pair: &Pair) -> Result<(), StoreError> {
+        tracing::warn!(key = pair.key, "another program has written over our key: left to it");
+        let ops = [Op::unchanged(&pair.key, pair.modify_index), Op::unlock(pair)];
+        self.api.done(&ops).await.map(|_| ())
+    }
+
+    /// Reads the line and takes note of the place in it.
+    pub(crate) async fn look_at_line(
+        &self,
+        at: &Spot<'_>,
+        created: u64,
+    ) -> Result<Line, StoreError> {
+        let mut line = Line::new(at.line.clone(), at.ticket.clone(), Some(created));
+        self.api.read_line(&at.line, &mut line).await?;
+        self.name_strange(&line);
+        self.note_place(at, &line);
+        Ok(line)
+    }
+
+    fn note_place(&self, at: &Spot<'_>, line: &Line) {
+        let place = match line.before() {
+            Some(before) => Place::After(before.to_owned()),
+            // What could not be read cannot be waited for.
+            None if line.stands() => Place::First,
+            None => Place::Unknown,
+        };
+        self.sessions.stands(at.session, at.claim.nonce, place);
+    }
+
+    /// The place of a ticket that was just made.
+    fn placed(&self, at: &Spot<'_>, line: &Line, refusals: u32) -> Result<Note, StoreError> {
+        let Some(created) = line.created() else {
+            return Err(StoreError::unknown("the answer does not belong to the request"));
+        };
+        if line.is_known() {
+            self.note_place(at, line);
+        } else {
+            self.sessions.stands(at.session, at.claim.nonce, Place::Unknown);
+        }
+        self.name_strange(line);
+        Ok(Note { created, refusals })
+    }
+
+    /// Nobody tells when the time has come: after a while again.
+    fn delayed(&self, note: Note) -> Attempt {
+        let pause = (SOON * (1 << note.refusals.min(5))).min(LATE);
+        let refusals = note.refusals.saturating_add(1);
+        Note { refusals, ..note }.blocked(Some(self.environment.jitter(pause)))
+    }
+}
+
+/// What takes the key: made anew, so that each acquisition has a greater index.
+fn taking<'a>(at: &'a Spot<'_>, left: Option<u64>) -> Vec<Op<'a>> {
+    let mut ops = vec![Op::absent(&at.void)];
+    match left {
+        None => ops.push(Op::absent(&at.key)),
+        Some(index) => ops.extend([Op::unchanged(&at.key, index), Op::delete(&at.key)]),
+    }
+    ops.extend([Op::lock(&at.key, at.session, &at.claim.record), Op::get(&at.key)]);
+    ops
+}
+
+/// What keeps every earlier attempt of a nonce out.
+pub(crate) fn abandoning<'a>(at: &'a Spot<'_>) -> [Op<'a>; 2] {
+    [Op::lock(&at.void, at.session, &[]), Op::delete(&at.ticket)]
+}
+
+fn foreign(key: &str) -> StoreError {
+    StoreError::refused(ErrorKind::Foreign, format!("the key {key:?} holds another program's data"))
+        .advise("it was left alone; remove it if nobody needs it")
+}
+
+fn busy() -> StoreError {
+    StoreError::refused(ErrorKind::Unreachable, "the key changes all the time")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_reads_back() {
+        let note = Note { created: 17, refusals: 3 };
+        let Attempt::Blocked(ticket) = note.blocked(None) else { unreachable!() };
+        assert_eq!((&*ticket.place, ticket.look_after), ("17/3", None));
+        assert_eq!(Note::read(Some(&ticket)), note);
+        assert_eq!(Note::read(None), Note::default());
+        let foreign = Ticket { place: "nonsense".into(), ..Ticket::default() };
+        assert_eq!(Note::read(Some(&foreign)), Note::default());
+    }
+}

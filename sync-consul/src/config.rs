@@ -1,0 +1,512 @@
+//! Where the agent is, how to reach it, and what sessions are like.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::{Client, Url, redirect, retry};
+use sync_core::backend::{Expiry, Profile};
+use sync_core::{Coordinator, Error, ErrorKind, Options, StoreError};
+
+use crate::api::Api;
+use crate::backend::{Consul, Settings};
+use crate::error;
+use crate::http::{Agents, Http, Recipe};
+use crate::keys::Keys;
+use crate::probe;
+use crate::token::{Credentials, Token};
+
+/// Below this Consul refuses a TTL, unless `session_ttl_min` says otherwise.
+const LEAST_TTL: Duration = Duration::from_secs(10);
+
+/// Above these it refuses a TTL, and a lock-delay.
+const LONGEST_TTL: Duration = Duration::from_secs(24 * 3600);
+const LONGEST_LOCK_DELAY: Duration = Duration::from_secs(60);
+
+/// How long a long poll waits for a change.
+const POLL: Duration = Duration::from_secs(10);
+
+/// A connection that nobody has used for so long is closed, before the agent does.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// An agent, how to reach it, and the options that are the same for every store.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), sync_consul::Error> {
+/// use std::time::Duration;
+/// use sync_consul::{Config, Options};
+///
+/// let sync = Config::new("http://127.0.0.1:8500")
+///     .options(Options::new().namespace("billing").ttl(Duration::from_secs(10)))
+///     .token("2f0e…")
+///     .connect()
+///     .await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Config {
+    urls: String,
+    pub(crate) options: Options,
+    pub(crate) credentials: Credentials,
+    datacenter: Option<String>,
+    pub(crate) enterprise_namespace: Option<String>,
+    pub(crate) enterprise_partition: Option<String>,
+    settings: Settings,
+    least_ttl: Duration,
+    pub(crate) ca: Option<Pem>,
+    pub(crate) identity: Option<(Pem, Pem)>,
+    unchecked_certificates: bool,
+    /// What the environment holds that cannot be used.
+    pub(crate) invalid: Option<String>,
+    /// The environment asks for certificates not to be checked.
+    pub(crate) unchecked_by_environment: bool,
+}
+
+/// What a session's end does to the keys that it has locked.
+///
+/// ```
+/// let config = sync_consul::Config::new("http://127.0.0.1:8500")
+///     .behavior(sync_consul::Behavior::Release);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Behavior {
+    /// They are deleted: nothing is left of a dead process.
+    #[default]
+    Delete,
+    /// They stay, without a session, so that the value of a dead leader can still be read. So do
+    /// its places in lines and its markers, which others pass over.
+    Release,
+}
+
+/// PEM text, or where it stands.
+#[derive(Clone)]
+pub(crate) enum Pem {
+    #[cfg_attr(not(feature = "tls"), allow(dead_code))]
+    Text(Vec<u8>),
+    File(PathBuf),
+}
+
+impl Pem {
+    #[cfg_attr(not(feature = "tls"), allow(dead_code))]
+    fn read(&self) -> Result<Vec<u8>, Error> {
+        match self {
+            Pem::Text(text) => Ok(text.clone()),
+            Pem::File(path) => std::fs::read(path)
+                .map_err(|error| invalid(format!("cannot read {}: {error}", path.display()))),
+        }
+    }
+}
+
+impl Config {
+    /// The agent at a URL: `http://host:port`, `https://…` with TLS, `unix:///path` for a socket.
+    /// Several agents of one datacenter may be joined by commas: the next is used when one does not
+    /// answer. What cannot be used is told by [`connect`](Config::connect).
+    #[must_use]
+    pub fn new(url: impl AsRef<str>) -> Self {
+        Self {
+            urls: url.as_ref().to_owned(),
+            options: Options::new(),
+            credentials: Credentials::default(),
+            datacenter: None,
+            enterprise_namespace: None,
+            enterprise_partition: None,
+            settings: Settings {
+                lock_delay: Duration::from_secs(1),
+                strict: false,
+                behavior: "delete",
+                node_checks: Vec::new(),
+                service_checks: Vec::new(),
+            },
+            least_ttl: LEAST_TTL,
+            ca: None,
+            identity: None,
+            unchecked_certificates: false,
+            invalid: None,
+            unchecked_by_environment: false,
+        }
+    }
+
+    /// The agent that the variables of Consul's own tools name: `CONSUL_HTTP_ADDR`,
+    /// `CONSUL_HTTP_SSL`, `CONSUL_HTTP_SSL_VERIFY`, `CONSUL_HTTP_TOKEN`, `CONSUL_HTTP_TOKEN_FILE`,
+    /// `CONSUL_HTTP_AUTH`, `CONSUL_CACERT`, `CONSUL_CLIENT_CERT`, `CONSUL_CLIENT_KEY`,
+    /// `CONSUL_NAMESPACE` and `CONSUL_PARTITION`. Nothing else ever reads them.
+    #[must_use]
+    pub fn from_env() -> Self {
+        crate::env::read(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+    }
+
+    /// Sets the agent's URL and leaves all else as it is.
+    #[must_use]
+    pub fn url(mut self, url: impl AsRef<str>) -> Self {
+        self.urls = url.as_ref().to_owned();
+        self
+    }
+
+    /// Sets namespace, TTL and the rest that is the same for every store.
+    #[must_use]
+    pub fn options(mut self, options: Options) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// The ACL token, sent as a header. Without one the agent's own counts, or the anonymous one.
+    #[must_use]
+    pub fn token(mut self, token: impl Into<String>) -> Self {
+        self.credentials.token = Token::Value(token.into().into());
+        self
+    }
+
+    /// A file that holds the ACL token. It is read for each request: its content may change.
+    #[must_use]
+    pub fn token_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.credentials.token = Token::File(path.into());
+        self
+    }
+
+    /// The datacenter whose servers decide, default the agent's.
+    #[must_use]
+    pub fn datacenter(mut self, datacenter: impl Into<String>) -> Self {
+        self.datacenter = Some(datacenter.into());
+        self
+    }
+
+    /// The namespace of Consul Enterprise in which keys and sessions are. It has nothing to do with
+    /// [`Options::namespace`], which all keys begin with.
+    #[must_use]
+    pub fn enterprise_namespace(mut self, namespace: impl Into<String>) -> Self {
+        self.enterprise_namespace = Some(namespace.into());
+        self
+    }
+
+    /// The admin partition of Consul Enterprise in which keys and sessions are.
+    #[must_use]
+    pub fn enterprise_partition(mut self, partition: impl Into<String>) -> Self {
+        self.enterprise_partition = Some(partition.into());
+        self
+    }
+
+    /// For how long nobody can take a name whose holder's session was ended from outside or ran
+    /// out, default 1 s, at most 60 s. A release is not delayed.
+    ///
+    /// With the default, a holder whose session is destroyed is told before anybody else can be
+    /// granted the name. It does not cover a server that was stopped for long and leads again.
+    #[must_use]
+    pub fn lock_delay(mut self, delay: Duration) -> Self {
+        self.settings.lock_delay = delay;
+        self
+    }
+
+    /// A lock-delay of at least the TTL, which may be 60 s at most then.
+    ///
+    /// A server that was stopped while it led, and leads again, may end sessions that were renewed
+    /// meanwhile; with this nobody else is granted their names before their holders' deadlines. The
+    /// price: after the death of a holder its names are blocked for one TTL longer.
+    #[must_use]
+    pub fn strict_lock_delay(mut self) -> Self {
+        self.settings.strict = true;
+        self
+    }
+
+    /// What a session's end does to its keys, default [`Behavior::Delete`].
+    #[must_use]
+    pub fn behavior(mut self, behavior: Behavior) -> Self {
+        self.settings.behavior = match behavior {
+            Behavior::Delete => "delete",
+            Behavior::Release => "release",
+        };
+        self
+    }
+
+    /// Checks of the agent's node by which sessions live, such as `serfHealth`, default none: with
+    /// that one, trouble on the agent's network ends every session at once.
+    #[must_use]
+    pub fn node_checks<S: Into<String>>(mut self, ids: impl IntoIterator<Item = S>) -> Self {
+        self.settings.node_checks = ids.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Checks of services on the agent's node by which sessions live, by their ids, default none.
+    #[must_use]
+    pub fn service_checks<S: Into<String>>(mut self, ids: impl IntoIterator<Item = S>) -> Self {
+        self.settings.service_checks = ids.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The shortest TTL that the servers accept: their `session_ttl_min`, default 10 s.
+    #[must_use]
+    pub fn least_ttl(mut self, ttl: Duration) -> Self {
+        self.least_ttl = ttl;
+        self
+    }
+
+    /// Trusts the certificates in `pem` and no others.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn ca(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.ca = Some(Pem::Text(pem.into()));
+        self
+    }
+
+    /// Trusts the certificates in a file and no others.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn ca_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.ca = Some(Pem::File(path.into()));
+        self
+    }
+
+    /// Shows the agent this certificate (with its chain) and proves it by this key, both as PEM.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn identity(mut self, certificate: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
+        self.identity = Some((Pem::Text(certificate.into()), Pem::Text(key.into())));
+        self
+    }
+
+    /// The same with both in files.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn identity_files(
+        mut self,
+        certificate: impl Into<PathBuf>,
+        key: impl Into<PathBuf>,
+    ) -> Self {
+        self.identity = Some((Pem::File(certificate.into()), Pem::File(key.into())));
+        self
+    }
+
+    /// Takes whatever certificate the agent shows: anybody on the way can read and change
+    /// everything, the token included. Without this call `CONSUL_HTTP_SSL_VERIFY=false` is refused.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn danger_accept_invalid_certificates(mut self) -> Self {
+        self.unchecked_certificates = true;
+        self
+    }
+
+    /// Connects, finds out whether the token may do what is needed, and makes a coordinator.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for a URL or options that cannot be used, also for a least TTL that
+    /// the agent does not accept; [`ErrorKind::Unreachable`] where no agent that knows a leader
+    /// answers within the connect timeout; [`ErrorKind::Denied`] with what is missing.
+    ///
+    /// # Cancel safety
+    /// Dropping the future may leave a session without keys, which ends with its TTL.
+    pub async fn connect(self) -> Result<Coordinator, Error> {
+        let options = self.options.clone();
+        let backend = self.backend().await?;
+        Coordinator::new(Arc::new(backend), &options)
+    }
+
+    /// Connects as [`connect`](Config::connect) does, but gives what a coordinator is made of: for
+    /// those who test or decorate a [`Backend`](sync_core::Backend).
+    ///
+    /// # Errors
+    /// As for [`connect`](Config::connect).
+    ///
+    /// # Cancel safety
+    /// As for [`connect`](Config::connect).
+    pub async fn backend(self) -> Result<Consul, Error> {
+        let options = self.options.clone();
+        let keys = Keys::new(&options.parsed_namespace()?);
+        let environment = options.to_environment();
+        let nonce = environment.nonce()?;
+        let (agents, endpoint) = self.agents()?;
+        let Self { settings, least_ttl, .. } = self;
+        let longest = if settings.strict { LONGEST_LOCK_DELAY } else { LONGEST_TTL };
+        let profile = Profile::new("consul", &endpoint, Expiry::Session).ttl(least_ttl..=longest);
+        options.check(&profile)?;
+        if settings.lock_delay > LONGEST_LOCK_DELAY {
+            let delay = settings.lock_delay;
+            return Err(invalid(format!(
+                "a lock-delay of {delay:?} is above {LONGEST_LOCK_DELAY:?}, the longest on consul"
+            )));
+        }
+        let http = Http::new(agents, Arc::clone(&environment.clock), options.within());
+        // So that a call which reads and then writes is not given up for a slow read.
+        let read_limit = options.answered_within() * 3 / 4;
+        let api = Api { http: http.clone(), read_limit };
+        let probing = probe::probe(&api, &keys, &settings, nonce, least_ttl);
+        http.connector().greet("consul", &endpoint, probing).await?;
+        Ok(Consul::new(profile, keys, settings, environment, api, POLL))
+    }
+
+    /// The agents, and what errors and logs call them.
+    fn agents(&self) -> Result<(Agents, String), Error> {
+        if let Some(why) = &self.invalid {
+            return Err(invalid(why.clone()));
+        }
+        let (mut bases, mut endpoints, mut socket) = (Vec::new(), Vec::new(), None);
+        for url in self.urls.split(',').map(str::trim) {
+            if let Some(path) = url.strip_prefix("unix://") {
+                socket = Some(PathBuf::from(path));
+                endpoints.push(url.to_owned());
+                bases.push(Arc::from("http://consul"));
+                continue;
+            }
+            let (base, endpoint) = parse(url)?;
+            bases.push(base);
+            endpoints.push(endpoint);
+        }
+        if socket.is_some() && bases.len() > 1 {
+            return Err(invalid("a socket stands among several agents"));
+        }
+        let recipe = self.recipe(bases.iter().any(|base| base.starts_with("https")), socket)?;
+        let credentials = self.credentials.clone();
+        credentials.headers().map_err(|error| Error::from_store("use the ACL token", error))?;
+        Ok((Agents { bases, recipe, credentials, places: self.places()? }, endpoints.join(",")))
+    }
+
+    /// What each request asks for.
+    fn places(&self) -> Result<String, Error> {
+        let places = [
+            ("dc", &self.datacenter),
+            ("ns", &self.enterprise_namespace),
+            ("partition", &self.enterprise_partition),
+        ];
+        let given = places.iter().filter_map(|(name, value)| Some((name, value.as_deref()?)));
+        let url = Url::parse_with_params("http://consul", given)
+            .map_err(|error| invalid(error.to_string()))?;
+        Ok(url.query().unwrap_or_default().to_owned())
+    }
+
+    /// How clients are made. One is made at once, so that what cannot be used is told early.
+    fn recipe(&self, tls: bool, socket: Option<PathBuf>) -> Result<Recipe, Error> {
+        let tls = if tls { Some(self.tls()?) } else { None };
+        let within = self.options.within();
+        let recipe = move || {
+            let client = Client::builder()
+                .no_proxy()
+                .redirect(redirect::Policy::none())
+                .retry(retry::never())
+                .referer(false)
+                .user_agent(concat!("sync-consul/", env!("CARGO_PKG_VERSION")))
+                .tcp_nodelay(true)
+                .tcp_keepalive(Duration::from_secs(15))
+                .connect_timeout(within)
+                .pool_idle_timeout(IDLE);
+            #[cfg(unix)]
+            let client = match &socket {
+                Some(path) => client.unix_socket(path.clone()),
+                None => client,
+            };
+            let client = match &tls {
+                Some(tls) => tls.apply(client),
+                None => client,
+            };
+            client.build().map_err(error::unconnected)
+        };
+        recipe().map_err(|error: StoreError| invalid(error.to_string()))?;
+        Ok(Arc::new(recipe))
+    }
+
+    #[cfg(not(feature = "tls"))]
+    fn tls(&self) -> Result<Tls, Error> {
+        Err(invalid("this build has no TLS")
+            .advise("enable one of the features rustls-ring and rustls-aws-lc"))
+    }
+
+    #[cfg(feature = "tls")]
+    fn tls(&self) -> Result<Tls, Error> {
+        use reqwest::{Certificate, Identity};
+
+        crate::tls::provide_crypto()?;
+        if self.unchecked_by_environment && !self.unchecked_certificates {
+            return Err(invalid("CONSUL_HTTP_SSL_VERIFY asks for certificates not to be checked")
+                .advise("unset it, or call Config::danger_accept_invalid_certificates"));
+        }
+        if self.ca.is_none() && !cfg!(feature = "native-roots") && !self.unchecked_certificates {
+            return Err(invalid("nobody is trusted to sign the agent's certificate").advise(
+                "give a CA to Config::ca, or enable the feature native-roots for the system's",
+            ));
+        }
+        let no_pem = |error: reqwest::Error| invalid(error.to_string());
+        let roots = match &self.ca {
+            Some(ca) => Certificate::from_pem_bundle(&ca.read()?).map_err(no_pem)?,
+            None => Vec::new(),
+        };
+        if self.ca.is_some() && roots.is_empty() {
+            return Err(invalid("the CA holds no certificate"));
+        }
+        let identity = match &self.identity {
+            Some((certificate, key)) => {
+                let pem = [certificate.read()?, b"\n".to_vec(), key.read()?].concat();
+                Some(Identity::from_pem(&pem).map_err(no_pem)?)
+            }
+            None => None,
+        };
+        Ok(Tls { roots, identity, unchecked: self.unchecked_certificates })
+    }
+}
+
+/// What TLS needs, made once.
+#[cfg(feature = "tls")]
+struct Tls {
+    roots: Vec<reqwest::Certificate>,
+    identity: Option<reqwest::Identity>,
+    unchecked: bool,
+}
+
+#[cfg(feature = "tls")]
+impl Tls {
+    fn apply(&self, mut client: reqwest::ClientBuilder) -> reqwest::ClientBuilder {
+        if !self.roots.is_empty() {
+            client = client.tls_certs_only(self.roots.iter().cloned());
+        }
+        if let Some(identity) = &self.identity {
+            client = client.identity(identity.clone());
+        }
+        client.tls_danger_accept_invalid_certs(self.unchecked)
+    }
+}
+
+/// There is none.
+#[cfg(not(feature = "tls"))]
+enum Tls {}
+
+#[cfg(not(feature = "tls"))]
+impl Tls {
+    fn apply(&self, _: reqwest::ClientBuilder) -> reqwest::ClientBuilder {
+        match *self {}
+    }
+}
+
+/// A URL without a slash at its end, and host and port. What is wrong with it is said without
+/// repeating it: it may hold a password.
+fn parse(url: &str) -> Result<(Arc<str>, String), Error> {
+    let parsed = Url::parse(url).map_err(|error| invalid(error.to_string()))?;
+    if !matches!(parsed.scheme(), "http" | "https") {
+        return Err(invalid("it begins neither with http:// nor with https://"));
+    }
+    if !parsed.username().is_empty() || parsed.password().is_some() {
+        return Err(invalid("it holds a user or a password")
+            .advise("give an ACL token to Config::token"));
+    }
+    if parsed.query().is_some() || parsed.fragment().is_some() {
+        return Err(invalid("it holds a query or a fragment"));
+    }
+    let (Some(host), Some(port)) = (parsed.host_str(), parsed.port_or_known_default()) else {
+        return Err(invalid("it names no host"));
+    };
+    let endpoint = format!("{host}:{port}");
+    Ok((parsed.as_str().trim_end_matches('/').into(), endpoint))
+}
+
+fn invalid(reason: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Invalid, "use the configuration for consul", reason)
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let endpoint: Vec<_> = self.urls.split(',').map(|url| parse(url).ok()).collect();
+        f.debug_struct("Config")
+            .field("endpoint", &endpoint)
+            .field("options", &self.options)
+            .field("credentials", &self.credentials)
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,134 @@
+//! The end of a claim: released, out of the line, or abandoned.
+
+use sync_core::StoreError;
+use sync_core::backend::{Ended, Grant};
+
+use crate::acquire::{Spot, abandoning};
+use crate::api::{MOST_OPERATIONS, Op, Seen};
+use crate::backend::Driver;
+use crate::http::IntoUnsent;
+use crate::line::Line;
+use crate::pair::{Pair, index};
+
+/// How often the key may change under one try.
+const ROUNDS: u32 = 4;
+
+impl Driver {
+    pub(crate) async fn finish(
+        &self,
+        at: &Spot<'_>,
+        grant: Option<&Grant>,
+        unanswered: bool,
+    ) -> Result<Ended, StoreError> {
+        match (grant, unanswered) {
+            (Some(grant), false) => self.release(at, grant).await,
+            (None, false) => self.step_out(at).await,
+            (grant, true) => self.abandon(at, grant).await,
+        }
+    }
+
+    /// Gives a held key back, if it is still that of this acquisition.
+    async fn release(&self, at: &Spot<'_>, grant: &Grant) -> Result<Ended, StoreError> {
+        let mut known = index(&grant.version);
+        for _ in 0..ROUNDS {
+            if self.api.done(&[Op::unchanged(&at.key, known), Op::delete(&at.key)]).await? {
+                return Ok(Ended::Released);
+            }
+            match self.api.read(&at.key).await? {
+                // A change of the record has moved it.
+                Some(pair) if self.is_granted(at, &pair, grant) => known = pair.modify_index,
+                other => return self.not_ours(at, other).await,
+            }
+        }
+        Err(StoreError::unsent("the key changes all the time"))
+    }
+
+    fn is_granted(&self, at: &Spot<'_>, pair: &Pair, grant: &Grant) -> bool {
+        at.is_ours(pair) && pair.create_index == grant.token.get()
+    }
+
+    /// The key is not this claim's any more. Where our session still holds it for nobody, it is
+    /// taken off.
+    async fn not_ours(&self, at: &Spot<'_>, found: Option<Pair>) -> Result<Ended, StoreError> {
+        if let Some(pair) = found
+            && pair.session == at.session
+            && pair.nonce().is_none()
+            && !self.sessions.plays(at.session, &at.key, at.claim.nonce, None)
+        {
+            self.hand_over(&pair).await?;
+        }
+        Ok(Ended::NotOurs)
+    }
+
+    /// Leaves the line.
+    async fn step_out(&self, at: &Spot<'_>) -> Result<Ended, StoreError> {
+        let mut seen = Seen::new("", Line::new(at.line.clone(), at.ticket.clone(), None));
+        let ops = [Op::get_tree(&at.ticket), Op::delete(&at.ticket)];
+        if !self.api.commit(&ops, &mut seen).await? {
+            return Err(StoreError::unsent("the agent refused to delete a ticket"));
+        }
+        Ok(if seen.line.stands() { Ended::Released } else { Ended::NotOurs })
+    }
+
+    /// Sees to it that no attempt of this nonce, however late, brings anything into being.
+    async fn abandon(&self, at: &Spot<'_>, grant: Option<&Grant>) -> Result<Ended, StoreError> {
+        if let Some(grant) = grant {
+            let known = index(&grant.version);
+            let [void, ticket] = abandoning(at);
+            let ops = [Op::unchanged(&at.key, known), Op::delete(&at.key), void, ticket];
+            if self.api.done(&ops).await? {
+                return Ok(Ended::Released);
+            }
+        }
+        if !self.api.done(&abandoning(at)).await? {
+            return match self.api.renew_session(at.session).await {
+                // All that was made on it is gone, and nothing can be made on it any more.
+                Ok(false) => Ok(Ended::NotOurs),
+                Ok(true) => Err(StoreError::unknown("the agent refused a marker")),
+                Err(error) => Err(error),
+            };
+        }
+        // Only now: before, an attempt could have landed after the look.
+        for _ in 0..ROUNDS {
+            match self.api.read(&at.key).await? {
+                Some(pair) if at.is_ours(&pair) => {
+                    if self.api.done(&freeing(&pair)).await? {
+                        return Ok(Ended::Released);
+                    }
+                }
+                other => return self.not_ours(at, other).await,
+            }
+        }
+        Err(StoreError::unsent("the key changes all the time"))
+    }
+
+    /// Frees what a session still holds: if it ended holding it, its keys could not be had for the
+    /// length of the lock-delay.
+    pub(crate) async fn free(&self, session: &str) -> Result<(), StoreError> {
+        let claims = self.sessions.keys(session);
+        for batch in claims.chunks(MOST_OPERATIONS) {
+            let keys: Vec<&str> = batch.iter().map(|(key, _)| key.as_str()).collect();
+            let pairs = self.api.read_all(&keys).await.map_err(StoreError::into_unsent)?;
+            let held: Vec<&Pair> = pairs.iter().filter(|pair| pair.session == session).collect();
+            let (ours, foreign): (Vec<&Pair>, Vec<&Pair>) =
+                held.into_iter().partition(|pair| pair.nonce().is_some());
+            for pair in foreign {
+                self.hand_over(pair).await?;
+            }
+            for pairs in ours.chunks(MOST_OPERATIONS / 2) {
+                if self.api.done(&pairs.iter().flat_map(|pair| freeing(pair)).collect::<Vec<_>>()).await? {
+                    continue;
+                }
+                // One of them has changed meanwhile.
+                for pair in pairs {
+                    self.api.done(&freeing(pair)).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn freeing(pair: &Pair) -> [Op<'_>; 2] {
+    [Op::unchanged(&pair.key, pair.modify_index), Op::delete(&pair.key)]
+}

@@ -1,0 +1,126 @@
+//! What statuses, refusals and the client library's errors mean.
+
+use std::error::Error as _;
+
+use sync_core::{ErrorKind, StoreError};
+
+/// What a token needs, as the documentation shows it and a test uses it.
+const LEAST_PRIVILEGE: &str = include_str!("acl.hcl");
+
+/// A refusal by ACL, in a transaction as in a status.
+pub(crate) fn is_denial(text: &str) -> bool {
+    text.starts_with("Permission denied")
+}
+
+/// An answer with a status that nobody had a use for.
+///
+/// Only those that Consul gives before it hands a request on are settled. A 500 may come after the
+/// request was written to the log ("leadership lost while committing log").
+pub(crate) fn answered(status: u16, text: &str) -> StoreError {
+    let text = text.trim();
+    let said = if text.is_empty() { format!("status {status}") } else { text.to_owned() };
+    let refuse = |kind| StoreError::refused(kind, said.clone());
+    match status {
+        403 if text.contains("ACL not found") => refuse(ErrorKind::Denied)
+            .advise("the agent does not know the ACL token: check it, and which datacenter knows it"),
+        403 => refuse(ErrorKind::Denied).advise(permissions()),
+        429 => refuse(ErrorKind::Unreachable).advise("the agent limits the rate of requests"),
+        413 => refuse(ErrorKind::Invalid)
+            .advise("the agent's limits txn_max_req_len or kv_max_value_size are too low"),
+        400 | 404 | 409 => refuse(ErrorKind::Unsupported),
+        300..=399 => StoreError::unknown(format!("a redirection (status {status}) is not followed"))
+            .advise("give the agent's own address"),
+        _ => StoreError::unknown(format!("the agent failed (status {status}): {said}")),
+    }
+}
+
+/// What the token may not do: `what` names the permission.
+pub(crate) fn denied(text: &str, what: &str) -> StoreError {
+    let reason = format!("{}: the token lacks {what}", text.trim());
+    StoreError::refused(ErrorKind::Denied, reason).advise(permissions())
+}
+
+/// No connection could be made. Nothing that matters was sent.
+pub(crate) fn unconnected(error: reqwest::Error) -> StoreError {
+    if error.is_builder() {
+        return StoreError::refused(ErrorKind::Invalid, words(error));
+    }
+    let text = words(error);
+    match tls_advice(&text) {
+        Some(advice) => StoreError::unsent(text).advise(advice),
+        None => StoreError::unsent(text),
+    }
+}
+
+/// The connection was lost with a request on it.
+pub(crate) fn lost(error: reqwest::Error) -> StoreError {
+    StoreError::unknown(format!("the connection was lost: {}", words(error)))
+}
+
+/// All that the library has to say, without the URL: keys hold nonces.
+fn words(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut words = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        if !words.contains(&text) {
+            words = format!("{words}: {text}");
+        }
+        source = cause.source();
+    }
+    words
+}
+
+/// What rustls's words for a failed handshake call for.
+fn tls_advice(text: &str) -> Option<&'static str> {
+    let known = [
+        ("unknownissuer", "give the CA that signed the agent's certificate to Config::ca"),
+        ("not valid for name", "the certificate is for another host name than the URL's"),
+        ("notvalidforname", "the certificate is for another host name than the URL's"),
+        ("expired", "the agent's certificate has expired"),
+        ("certificaterequired", "give a client certificate to Config::identity"),
+        ("badcertificate", "the agent may want a client certificate: Config::identity"),
+        ("handshakefailure", "the agent may want a client certificate: Config::identity"),
+        ("invalidcontenttype", "the agent does not speak TLS on this port: use http://"),
+        ("corrupt message", "the agent does not speak TLS on this port: use http://"),
+    ];
+    let text = text.to_lowercase();
+    known.into_iter().find(|(word, _)| text.contains(word)).map(|(_, advice)| advice)
+}
+
+pub(crate) fn permissions() -> String {
+    let lines: Vec<&str> = LEAST_PRIVILEGE.lines().collect();
+    format!("what is needed: {}", lines.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_surely_not_applied_is_settled() {
+        for (status, text, kind) in [
+            (400, "Bad request", ErrorKind::Unsupported),
+            (403, "Permission denied", ErrorKind::Denied),
+            (403, "ACL not found", ErrorKind::Denied),
+            (404, "", ErrorKind::Unsupported),
+            (409, "", ErrorKind::Unsupported),
+            (413, "Request body(800053 bytes) too large", ErrorKind::Invalid),
+            (429, "", ErrorKind::Unreachable),
+        ] {
+            let error = answered(status, text);
+            assert!(error.settled() && error.kind() == kind, "{status} {text}: {error:?}");
+        }
+        for status in [100, 201, 204, 301, 307, 408, 418, 500, 502, 503, 504] {
+            assert!(!answered(status, "leadership lost while committing log").settled(), "{status}");
+        }
+    }
+
+    #[test]
+    fn a_denial_names_what_is_missing_and_what_is_needed() {
+        let error = denied("Permission denied", "session:write");
+        assert_eq!(error.to_string(), "Permission denied: the token lacks session:write");
+        assert!(permissions().contains("key_prefix") && permissions().contains("session"));
+    }
+}

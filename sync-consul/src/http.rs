@@ -1,0 +1,284 @@
+//! Requests to an agent, and what their answers are worth.
+//!
+//! Each kind of request has connections of its own. An agent serves no more than so many of one
+//! client and resets what is above: so the connection by which a session is renewed is never lent
+//! to others, and long polls are counted (`polls`).
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use reqwest::{Client, Method, Response};
+use sync_core::connection::{Connector, Dial, Health};
+use sync_core::{Clock, ErrorKind, StoreError};
+
+use crate::error;
+use crate::token::Credentials;
+
+/// As much of a refusal as is read.
+const LONGEST_REFUSAL: usize = 16 * 1024;
+
+/// What requests are sent by. Each of these has its own connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// All that is not among the others.
+    Plain,
+    /// The renewals of sessions.
+    Renewals,
+    /// Long polls.
+    Polls,
+}
+
+/// Makes the clients of the HTTP library, each time alike.
+pub(crate) type Recipe = Arc<dyn Fn() -> Result<Client, StoreError> + Send + Sync>;
+
+/// The agents, and how they are talked to.
+pub(crate) struct Agents {
+    /// Without a slash at the end.
+    pub(crate) bases: Vec<Arc<str>>,
+    pub(crate) recipe: Recipe,
+    pub(crate) credentials: Credentials,
+    /// What each request asks for besides: data centre, enterprise namespace and partition.
+    pub(crate) places: String,
+}
+
+/// One agent with connections to it.
+#[derive(Clone)]
+pub(crate) struct Agent {
+    base: Arc<str>,
+    plain: Client,
+    renewals: Client,
+    polls: Client,
+}
+
+#[async_trait]
+impl Dial for Agents {
+    type Connection = Agent;
+
+    /// An agent that answers and knows a leader.
+    async fn dial(&self, number: u64, _: &Arc<Health>) -> Result<Agent, StoreError> {
+        let turn = usize::try_from(number.wrapping_sub(1)).unwrap_or(0) % self.bases.len().max(1);
+        let base = self.bases.get(turn).ok_or_else(|| StoreError::unsent("there is no agent"))?;
+        let agent = Agent {
+            base: Arc::clone(base),
+            plain: (self.recipe)()?,
+            renewals: (self.recipe)()?,
+            polls: (self.recipe)()?,
+        };
+        // Answered without any permission. On the connection that renewals will need.
+        let request = agent.renewals.get(format!("{base}/v1/status/leader"));
+        let request = request.headers(self.credentials.headers()?);
+        let answer = request.send().await.map_err(error::unconnected)?;
+        let (status, text) = (answer.status().as_u16(), refusal(answer).await);
+        match status {
+            200 if text.trim() != "\"\"" => Ok(agent),
+            200 => Err(StoreError::unsent("the agent knows no leader")),
+            status => Err(error::answered(status, &text).into_unsent()),
+        }
+    }
+
+    fn servers(&self) -> u64 {
+        u64::try_from(self.bases.len()).unwrap_or(1)
+    }
+
+    fn explain(&self, silence: StoreError) -> StoreError {
+        if self.bases.iter().any(|base| base.starts_with("https")) {
+            return silence
+                .advise("an agent that does not speak TLS on this port may say nothing");
+        }
+        silence
+    }
+}
+
+impl fmt::Debug for Agents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Agents").field("bases", &self.bases).finish_non_exhaustive()
+    }
+}
+
+/// One request.
+#[derive(Debug, Clone)]
+pub(crate) struct Ask<'a> {
+    pub(crate) lane: Lane,
+    pub(crate) method: Method,
+    /// From `/v1` on.
+    pub(crate) path: &'a str,
+    /// `a=b&c`, without what every request asks for.
+    pub(crate) query: &'a str,
+    pub(crate) body: Option<Vec<u8>>,
+    /// How long it may take, if the caller does not bound it.
+    pub(crate) limit: Option<Duration>,
+}
+
+impl<'a> Ask<'a> {
+    pub(crate) fn get(path: &'a str, query: &'a str) -> Self {
+        Self { lane: Lane::Plain, method: Method::GET, path, query, body: None, limit: None }
+    }
+
+    pub(crate) fn put(path: &'a str, body: Vec<u8>) -> Self {
+        Self { method: Method::PUT, body: Some(body), ..Self::get(path, "") }
+    }
+
+    pub(crate) fn on(mut self, lane: Lane) -> Self {
+        self.lane = lane;
+        self
+    }
+
+    pub(crate) fn within(mut self, limit: Duration) -> Self {
+        self.limit = Some(limit);
+        self
+    }
+}
+
+/// How an answer began, and what was said if it was a refusal.
+#[derive(Debug, Default)]
+pub(crate) struct Head {
+    pub(crate) status: u16,
+    /// `X-Consul-Index` as it stood there.
+    pub(crate) index: Option<u64>,
+    /// Why not, where the status is not 200.
+    pub(crate) text: String,
+    /// Whether all of the body was wanted.
+    pub(crate) whole: bool,
+}
+
+impl Head {
+    /// The error of a status that the caller has no use for.
+    pub(crate) fn error(&self) -> StoreError {
+        error::answered(self.status, &self.text)
+    }
+}
+
+/// What takes a body: `false` where no more of it is wanted.
+pub(crate) type Sink<'a> = &'a mut (dyn FnMut(&[u8]) -> bool + Send);
+
+/// Sends requests to the agent in use.
+#[derive(Debug, Clone)]
+pub(crate) struct Http {
+    connector: Arc<Connector<Agents>>,
+}
+
+impl Http {
+    pub(crate) fn new(agents: Agents, clock: Arc<dyn Clock>, within: Duration) -> Self {
+        Self { connector: Connector::new(agents, clock, within) }
+    }
+
+    pub(crate) fn connector(&self) -> &Arc<Connector<Agents>> {
+        &self.connector
+    }
+
+    /// Sends a request and gives the body of a good answer to `sink`, piece by piece.
+    ///
+    /// `Err` is an answer that never came, or none that was sent: every status is an `Ok`.
+    pub(crate) async fn send(&self, ask: Ask<'_>, sink: Sink<'_>) -> Result<Head, StoreError> {
+        let link = self.connector.link().await?;
+        let agents = self.connector.dial();
+        let headers = agents.credentials.headers()?;
+        let Agent { base, plain, renewals, polls } = &link.connection;
+        let client = match ask.lane {
+            Lane::Plain => plain,
+            Lane::Renewals => renewals,
+            Lane::Polls => polls,
+        };
+        let question = match (ask.query, &*agents.places) {
+            ("", "") => String::new(),
+            ("", more) | (more, "") => format!("?{more}"),
+            (query, more) => format!("?{query}&{more}"),
+        };
+        let mut request = client.request(ask.method, format!("{base}{}{question}", ask.path));
+        if let Some(body) = ask.body {
+            request = request.body(body);
+        }
+        let exchange = exchange(request.headers(headers).send(), sink);
+        let Some(limit) = ask.limit else {
+            let pending = link.request();
+            return self.over(pending, exchange.await);
+        };
+        let (clock, pending) = (self.connector.clock(), link.look());
+        tokio::select! {
+            biased;
+            answer = exchange => self.over(pending, answer),
+            // Others have found out that nobody answers any more.
+            () = link.health().broken() => Err(StoreError::unknown("the agent has fallen silent")),
+            () = clock.sleep_until(clock.now() + limit) => {
+                pending.given_up();
+                Err(StoreError::unknown(format!("no answer within {limit:?}")))
+            }
+        }
+    }
+
+    fn over(
+        &self,
+        pending: sync_core::connection::Pending<'_>,
+        answer: Result<Head, reqwest::Error>,
+    ) -> Result<Head, StoreError> {
+        match answer {
+            Ok(head) => {
+                pending.answered();
+                Ok(head)
+            }
+            Err(error) => {
+                // One of many connections; the others may do well, and a new one may be refused
+                // where too many are open. An agent that is not there is another matter.
+                if error.is_connect() || self.connector.dial().servers() > 1 {
+                    pending.failed();
+                } else {
+                    pending.answered();
+                }
+                Err(if error.is_connect() { error::unconnected(error) } else { error::lost(error) })
+            }
+        }
+    }
+}
+
+async fn exchange(
+    sent: impl Future<Output = reqwest::Result<Response>>,
+    sink: Sink<'_>,
+) -> reqwest::Result<Head> {
+    let mut answer = sent.await?;
+    let status = answer.status().as_u16();
+    let index = answer.headers().get("x-consul-index").and_then(|index| {
+        let index = index.to_str().ok()?.parse().ok()?;
+        (index > 0).then_some(index)
+    });
+    let mut head = Head { status, index, whole: true, ..Head::default() };
+    if status != 200 {
+        head.text = refusal(answer).await;
+        return Ok(head);
+    }
+    while let Some(piece) = answer.chunk().await? {
+        if !sink(&piece) {
+            head.whole = false;
+            break;
+        }
+    }
+    Ok(head)
+}
+
+/// The words of a short answer. One that breaks off has said enough by its status.
+async fn refusal(mut answer: Response) -> String {
+    let mut text = Vec::new();
+    while let Ok(Some(piece)) = answer.chunk().await {
+        text.extend_from_slice(&piece);
+        if text.len() >= LONGEST_REFUSAL {
+            text.truncate(LONGEST_REFUSAL);
+            break;
+        }
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// Says of an error that its request changes nothing, whatever becomes of it: of reads.
+pub(crate) trait IntoUnsent {
+    fn into_unsent(self) -> StoreError;
+}
+
+impl IntoUnsent for StoreError {
+    fn into_unsent(self) -> StoreError {
+        if self.settled() {
+            return self;
+        }
+        StoreError::refused(ErrorKind::Unreachable, self.to_string()).caused_by(self)
+    }
+}

@@ -1,0 +1,29 @@
+//! What is asked of an agent once, before anything is held on it.
+
+use std::time::Duration;
+
+use sync_core::StoreError;
+use sync_core::backend::Nonce;
+
+use crate::api::{Api, Op};
+use crate::backend::Settings;
+use crate::keys::Keys;
+
+/// Finds out whether the token may do what is needed, and whether the agent keeps the least TTL.
+///
+/// A key that is not there is deleted, and a session made and ended.
+pub(crate) async fn probe(
+    api: &Api,
+    keys: &Keys,
+    settings: &Settings,
+    nonce: Nonce,
+    least_ttl: Duration,
+) -> Result<(), StoreError> {
+    let key = keys.void("probe", nonce);
+    api.done(&[Op::delete(&key)]).await?;
+    let session = api.create_session(&settings.session(least_ttl)).await.map_err(|error| {
+        let advice = "or set Config::least_ttl to what the agent allows";
+        if error.to_string().contains("Session TTL") { error.advise(advice) } else { error }
+    })?;
+    api.destroy_session(&session).await
+}

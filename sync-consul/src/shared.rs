@@ -1,0 +1,133 @@
+//! One long poll for all that is followed beyond the limit.
+
+use std::pin::Pin;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use sync_core::{Environment, Moment, StoreError};
+use tokio::sync::watch;
+
+use crate::api::{Api, MOST_OPERATIONS};
+use crate::http::{Ask, Lane};
+use crate::polls::{Index, Inner, State, Why, question};
+
+/// The keys that somebody waits for are read no more often.
+const PACE: Duration = Duration::from_millis(250);
+
+/// The keys that are held are read no more often.
+const HELD_PACE: Duration = Duration::from_secs(2);
+
+type Asking = Pin<Box<dyn Future<Output = Result<Option<u64>, StoreError>> + Send>>;
+
+/// The task of the shared poll.
+pub(crate) struct Shared {
+    inner: Weak<Inner>,
+    api: Api,
+    environment: Environment,
+    wait: Duration,
+    prefix: String,
+}
+
+/// What is to be read in a round.
+#[derive(Debug, Default, Clone, Copy)]
+struct Due {
+    waits: bool,
+    held: bool,
+}
+
+impl Shared {
+    pub(crate) fn new(inner: &Arc<Inner>) -> Self {
+        Self {
+            inner: Arc::downgrade(inner),
+            api: inner.api.clone(),
+            environment: inner.environment.clone(),
+            wait: inner.wait,
+            prefix: inner.prefix.clone(),
+        }
+    }
+
+    pub(crate) async fn run(self) {
+        let clock = Arc::clone(&self.environment.clock);
+        let mut index = Index::default();
+        let mut asking: Option<Asking> = None;
+        let mut not_before = clock.now();
+        let (mut stale, mut held_at) = (false, clock.now());
+        let mut due = Due::default();
+        loop {
+            // Not kept: the backend may go meanwhile, which ends this task.
+            let sharing = match self.inner.upgrade() {
+                Some(inner) => inner.sharing(),
+                None => return,
+            };
+            let Some(sharing) = sharing else { return };
+            self.read(&sharing, due).await;
+            drop(sharing);
+            due = Due::default();
+            let question = asking.get_or_insert_with(|| self.ask(&index, not_before));
+            let Some(inner) = self.inner.upgrade() else { return };
+            let joined = Arc::clone(&inner.joined);
+            drop(inner);
+            tokio::select! {
+                biased;
+                told = question => {
+                    asking = None;
+                    let pause = match told {
+                        Ok(told) => index.told(told),
+                        Err(_) => index.failed(),
+                    };
+                    not_before = clock.now() + self.environment.jitter(pause.max(PACE));
+                    due.waits = true;
+                    stale = true;
+                }
+                () = joined.notified() => {}
+                () = clock.sleep_until(held_at), if stale => {}
+            }
+            if stale && clock.now() >= held_at {
+                (stale, due.held) = (false, true);
+                held_at = clock.now() + HELD_PACE;
+            }
+        }
+    }
+
+    /// The question whether anything has changed in the namespace.
+    fn ask(&self, index: &Index, not_before: Moment) -> Asking {
+        let (query, limit) =
+            question("keys&separator=/&consistent", index.query(self.environment.jitter(self.wait)));
+        let (http, clock) = (self.api.http.clone(), Arc::clone(&self.environment.clock));
+        let path = format!("/v1/kv/{}", self.prefix);
+        Box::pin(async move {
+            clock.sleep_until(not_before).await;
+            let ask = Ask::get(&path, &query).on(Lane::Polls).within(limit);
+            let head = http.send(ask, &mut |_| true).await?;
+            match head.status {
+                200 | 404 => Ok(head.index),
+                _ => Err(head.error()),
+            }
+        })
+    }
+
+    /// Reads what is due, and what was never read.
+    async fn read(&self, sharing: &[(String, Why, watch::Sender<State>)], due: Due) {
+        let wanted: Vec<_> = sharing
+            .iter()
+            .filter(|(_, why, states)| {
+                let due = if *why == Why::Held { due.held } else { due.waits };
+                due || matches!(*states.borrow(), State::Unknown)
+            })
+            .collect();
+        for batch in wanted.chunks(MOST_OPERATIONS) {
+            let keys: Vec<&str> = batch.iter().map(|(key, ..)| key.as_str()).collect();
+            let read = self.api.read_all(&keys).await.map_err(Arc::new);
+            for (key, _, states) in batch {
+                let state = match &read {
+                    Ok(pairs) => {
+                        let pair = pairs.iter().find(|pair| pair.key == *key);
+                        State::Is(pair.map(|pair| Arc::new(pair.clone())))
+                    }
+                    Err(error) => State::Failed(Arc::clone(error)),
+                };
+                states.send_replace(state);
+            }
+        }
+    }
+}
