@@ -22,7 +22,7 @@ mod programs;
 
 pub use self::external::external;
 pub use self::launch::Launch;
-pub use self::programs::{etcd, redis};
+pub use self::programs::{consul, etcd, redis};
 
 /// How long a server may take to serve.
 const READY_WITHIN: Duration = Duration::from_secs(30);

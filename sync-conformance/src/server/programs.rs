@@ -79,6 +79,55 @@ pub fn etcd(members: usize, more: &[&str]) -> Launch {
         })
 }
 
+/// A Consul agent that is a server, or a cluster of several (`CONSUL` names another program), that
+/// keeps its data over a kill. It accepts TTLs of a second and more, and thousands of connections of
+/// one client. The URL is that of all members, joined by commas. What `more` says, as HCL, comes
+/// last, and so counts.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), sync_conformance::Failed> {
+/// let agent = sync_conformance::server::consul(1, &["log_level = \"debug\""]).start().await?;
+/// assert!(agent.url().starts_with("http://127.0.0.1:"));
+/// # Ok(()) }
+/// ```
+#[must_use]
+pub fn consul(members: usize, more: &[&str]) -> Launch {
+    let more = more.join("\n");
+    Launch::new("consul", "CONSUL", "apt-get install consul")
+        .members(members)
+        .ports(3)
+        .arguments(move |places, me| {
+            let place = &places[me];
+            let (http, server, serf) = (place.port(0), place.port(1), place.port(2));
+            let others: Vec<String> =
+                places.iter().map(|place| format!("\"127.0.0.1:{}\"", place.port(2))).collect();
+            let (join, data) = (others.join(", "), place.dir().join("data"));
+            let settings = format!(
+                "server = true
+                bootstrap_expect = {members}
+                node_name = \"m{me}\"
+                bind_addr = \"127.0.0.1\"
+                data_dir = \"{}\"
+                ports {{ http = {http} server = {server} serf_lan = {serf} serf_wan = -1 dns = -1 grpc = -1 }}
+                retry_join = [{join}]
+                retry_interval = \"1s\"
+                performance {{ raft_multiplier = 1 }}
+                session_ttl_min = \"1s\"
+                limits {{ http_max_conns_per_client = 10000 }}
+                disable_update_check = true
+                log_level = \"warn\"",
+                data.display()
+            );
+            vec!["agent".to_owned(), "-hcl".to_owned(), settings, "-hcl".to_owned(), more.clone()]
+        })
+        // It serves as soon as there is a leader.
+        .probe("GET /v1/status/leader HTTP/1.0\r\n\r\n", "\"127.0.0.1:")
+        .url(|at| {
+            let agents: Vec<String> = at.iter().map(|at| format!("http://{at}")).collect();
+            agents.join(",")
+        })
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{Server, launch::ask};
