@@ -16,9 +16,6 @@ use crate::sessions::Place;
 const SOON: Duration = Duration::from_millis(100);
 const LATE: Duration = Duration::from_secs(1);
 
-/// A newcomer that was refused so often without a holder to be seen takes a ticket.
-const REFUSALS: u32 = 2;
-
 /// How often the key may change under one try.
 const ROUNDS: u32 = 4;
 
@@ -92,7 +89,7 @@ enum Refused {
     Taken,
     /// This session has it, for a claim that is about to end.
     Soon,
-    /// Nobody has it: lock-delay, or it was given back just now.
+    /// Nobody has it: it was given back just now, which the next try shows, or it is lock-delay.
     Delayed,
     SessionEnded,
 }
@@ -120,21 +117,16 @@ impl Driver {
             return self.settle(at).await;
         }
         let newcomer = note.created == 0;
-        if newcomer
-            && at.claim.kind == Kind::Lock
-            && (note.refusals < REFUSALS || !at.claim.queue)
-        {
-            self.take_free(at, note).await
-        } else if newcomer {
-            self.join(at, note.refusals).await
-        } else {
-            self.in_line(at, note).await
+        match at.claim.kind {
+            Kind::Lock if newcomer => self.take_free(at, note).await,
+            Kind::Leader if newcomer => self.join(at, 0).await,
+            _ => self.in_line(at, note).await,
         }
     }
 
     /// Takes a lock without standing in line, unless there is one.
     async fn take_free(&self, at: &Spot<'_>, note: Note) -> Result<Attempt, StoreError> {
-        let mut left = None;
+        let (mut left, mut again) = (None, true);
         for _ in 0..ROUNDS {
             let mut seen = at.seen(None);
             let mut ops = taking(at, left);
@@ -154,7 +146,9 @@ impl Driver {
                 Refused::Taken if at.claim.queue => return self.join(at, 0).await,
                 Refused::Taken => return Ok(note.blocked(None)),
                 Refused::Soon => return Ok(note.blocked(Some(SOON))),
-                Refused::Delayed => return Ok(self.delayed(note)),
+                Refused::Delayed if std::mem::take(&mut again) => left = None,
+                Refused::Delayed if at.claim.queue => return self.join(at, 1).await,
+                Refused::Delayed => return Ok(note.blocked(None)),
                 Refused::SessionEnded => return Ok(Attempt::SessionEnded),
             }
         }
@@ -179,7 +173,7 @@ impl Driver {
         Ok(self.placed(at, &seen.line, 0)?.blocked(None))
     }
 
-    /// Takes a ticket. Whoever is the first with it enters an election at once.
+    /// Takes a ticket. Whoever is the first with it enters an election in the same call.
     async fn join(&self, at: &Spot<'_>, refusals: u32) -> Result<Attempt, StoreError> {
         let mut seen = at.seen(None);
         let ops = [
@@ -195,11 +189,11 @@ impl Driver {
         }
         let note = self.placed(at, &seen.line, refusals)?;
         let first = self.sessions.place(at.session, at.claim.nonce) == Place::First;
-        let attempt = match at.claim.kind {
-            Kind::Leader if first => self.enter(at, note).await.map_err(StoreError::unsettled)?,
-            // Nobody has it, and it cannot be had.
-            _ if refusals > 0 => self.delayed(note),
-            _ => note.blocked(None),
+        // A lock that was free a moment ago, and could not be had, is tried again as well.
+        let attempt = if first && (at.claim.kind == Kind::Leader || refusals > 0) {
+            self.enter(at, note).await.map_err(StoreError::unsettled)?
+        } else {
+            note.blocked(None)
         };
         if !at.claim.queue && matches!(attempt, Attempt::Blocked(_)) {
             self.api.done(&[Op::delete(&at.ticket)]).await.map_err(StoreError::unsettled)?;
@@ -224,7 +218,7 @@ impl Driver {
 
     /// Takes the key and gives the ticket back, in one transaction.
     async fn enter(&self, at: &Spot<'_>, note: Note) -> Result<Attempt, StoreError> {
-        let mut left = None;
+        let (mut left, mut again) = (None, true);
         for _ in 0..ROUNDS {
             let mut seen = at.seen(None);
             let mut ops = taking(at, left);
@@ -238,6 +232,7 @@ impl Driver {
                 Refused::Cleared => left = None,
                 Refused::Taken => return Ok(Note { refusals: 0, ..note }.blocked(None)),
                 Refused::Soon => return Ok(note.blocked(Some(SOON))),
+                Refused::Delayed if std::mem::take(&mut again) => left = None,
                 Refused::Delayed => return Ok(self.delayed(note)),
                 Refused::SessionEnded => return Ok(Attempt::SessionEnded),
             }

@@ -14,6 +14,7 @@ use sync_core::{Environment, Kind, Name, StoreError};
 
 use crate::acquire::{Note, Spot};
 use crate::api::{Api, NewSession, Op, ServiceCheck};
+use crate::ghosts::Recent;
 use crate::keys::Keys;
 use crate::line::Line;
 use crate::pair::{Pair, index, sighting, version};
@@ -63,7 +64,8 @@ pub struct Consul {
     driver: Arc<Driver>,
 }
 
-/// What drives the protocol; `acquire`, `end` and `losses` are the rest of it.
+/// What drives the protocol; `acquire`, `end`, `losses` and `ghosts` are the
+/// rest of it.
 pub(crate) struct Driver {
     profile: Profile,
     pub(crate) keys: Keys,
@@ -72,6 +74,7 @@ pub(crate) struct Driver {
     pub(crate) api: Api,
     pub(crate) polls: Polls,
     pub(crate) sessions: Sessions,
+    pub(crate) ended: Mutex<Recent>,
     /// The lines in which a key that is no ticket was named already.
     strange: Mutex<BTreeSet<String>>,
 }
@@ -90,8 +93,17 @@ impl Consul {
     ) -> Self {
         let prefix = keys.prefix().to_owned();
         let polls = Polls::new(api.clone(), environment.clone(), poll, prefix);
-        let (sessions, strange) = (Sessions::default(), Mutex::default());
-        let driver = Driver { profile, keys, settings, environment, api, polls, sessions, strange };
+        let driver = Driver {
+            profile,
+            keys,
+            settings,
+            environment,
+            api,
+            polls,
+            sessions: Sessions::default(),
+            ended: Mutex::default(),
+            strange: Mutex::default(),
+        };
         Self { driver: Arc::new(driver) }
     }
 }
@@ -264,6 +276,9 @@ impl Backend for Consul {
         let (driver, at) = (&self.driver, self.driver.spot(session, claim));
         let ended = driver.finish(&at, grant, unanswered).await?;
         driver.sessions.leave(&session.id, claim.nonce);
+        if !unanswered {
+            driver.look_again(&session.id, claim.nonce, at.key, at.ticket);
+        }
         Ok(ended)
     }
 

@@ -129,6 +129,6 @@ impl Driver {
     }
 }
 
-fn freeing(pair: &Pair) -> [Op<'_>; 2] {
+pub(crate) fn freeing(pair: &Pair) -> [Op<'_>; 2] {
     [Op::unchanged(&pair.key, pair.modify_index), Op::delete(&pair.key)]
 }

@@ -12,6 +12,11 @@ pub(crate) fn is_denial(text: &str) -> bool {
     text.starts_with("Permission denied")
 }
 
+/// A refusal because the agent does not know the token.
+pub(crate) fn is_unknown_token(status: u16, text: &str) -> bool {
+    status == 403 && text.contains("ACL not found")
+}
+
 /// An answer with a status that nobody had a use for.
 ///
 /// Only those that Consul gives before it hands a request on are settled. A 500 may come after the
@@ -21,7 +26,7 @@ pub(crate) fn answered(status: u16, text: &str) -> StoreError {
     let said = if text.is_empty() { format!("status {status}") } else { text.to_owned() };
     let refuse = |kind| StoreError::refused(kind, said.clone());
     match status {
-        403 if text.contains("ACL not found") => refuse(ErrorKind::Denied)
+        _ if is_unknown_token(status, text) => refuse(ErrorKind::Denied)
             .advise("the agent does not know the ACL token: check it, and which datacenter knows it"),
         403 => refuse(ErrorKind::Denied).advise(permissions()),
         429 => refuse(ErrorKind::Unreachable).advise("the agent limits the rate of requests"),

@@ -5,13 +5,13 @@
 //! to others, and long polls are counted (`polls`).
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use reqwest::{Client, Method, Response};
 use sync_core::connection::{Connector, Dial, Health};
-use sync_core::{Clock, ErrorKind, StoreError};
+use sync_core::{Clock, ErrorKind, Moment, StoreError};
 
 use crate::error;
 use crate::token::Credentials;
@@ -153,15 +153,32 @@ impl Head {
 /// What takes a body: `false` where no more of it is wanted.
 pub(crate) type Sink<'a> = &'a mut (dyn FnMut(&[u8]) -> bool + Send);
 
+/// How long a token that was known may be unknown before that is believed: a server that has just
+/// started does not know its tokens for a moment.
+const FORGETFUL: Duration = Duration::from_secs(10);
+
 /// Sends requests to the agent in use.
 #[derive(Debug, Clone)]
 pub(crate) struct Http {
     connector: Arc<Connector<Agents>>,
+    token: Arc<Mutex<Known>>,
+}
+
+/// Whether the agent knows the token.
+#[derive(Debug, Clone, Copy)]
+enum Known {
+    /// It never did.
+    Not,
+    /// It does.
+    Yes,
+    /// It did, until then.
+    Until(Moment),
 }
 
 impl Http {
     pub(crate) fn new(agents: Agents, clock: Arc<dyn Clock>, within: Duration) -> Self {
-        Self { connector: Connector::new(agents, clock, within) }
+        let token = Arc::new(Mutex::new(Known::Not));
+        Self { connector: Connector::new(agents, clock, within), token }
     }
 
     pub(crate) fn connector(&self) -> &Arc<Connector<Agents>> {
@@ -216,6 +233,9 @@ impl Http {
         match answer {
             Ok(head) => {
                 pending.answered();
+                if self.may_know_later(&head) {
+                    return Err(StoreError::unsent(format!("{} just now", head.text.trim())));
+                }
                 Ok(head)
             }
             Err(error) => {
@@ -229,6 +249,28 @@ impl Http {
                 Err(if error.is_connect() { error::unconnected(error) } else { error::lost(error) })
             }
         }
+    }
+}
+
+impl Http {
+    /// Whether the token was known a moment ago and is not now.
+    fn may_know_later(&self, head: &Head) -> bool {
+        let now = self.connector.clock().now();
+        let mut token = self.token.lock().unwrap_or_else(PoisonError::into_inner);
+        if !error::is_unknown_token(head.status, &head.text) {
+            // A server that fails may not have looked at the token.
+            if head.status < 500 {
+                *token = Known::Yes;
+            }
+            return false;
+        }
+        let since = match *token {
+            Known::Not => return false,
+            Known::Yes => now,
+            Known::Until(since) => since,
+        };
+        *token = Known::Until(since);
+        now.since(since) < FORGETFUL
     }
 }
 

@@ -50,6 +50,7 @@ mod config;
 mod end;
 mod env;
 mod error;
+mod ghosts;
 mod http;
 mod keys;
 mod line;
