@@ -240,16 +240,19 @@ async fn lost_answer_is_one_grant(ctx: Context, wire: bool) -> Result<(), Failed
             None => scene.faults.next(Verb::TryClaim, Fault::LateAnswer),
         }
         let taking = scene.want.taking();
-        let granted = || async { Ok(scene.other.holder().await?.is_some()) };
-        ctx.eventually(ctx.long(), granted).await?;
+        let (store, url) = (ctx.store(), ctx.server().url());
+        let arrived = || async { Ok(!store.leftovers(&url, ctx.namespace()).await?.is_empty()) };
+        ctx.eventually(ctx.long(), arrived).await?;
         let first = scene.other.holder().await?.and_then(|holder| holder.token);
+        // Where a store enters an election in two steps, the answer to the first is what was lost.
+        assert!(first.is_some() || (wire && kind == Kind::Leader), "nothing was granted");
         if let Some(route) = &scene.route {
             // Not before it was given up.
             sleep(PATIENCE).await;
             route.heal();
         }
         let taken = timeout(ctx.long(), taking).await???;
-        assert_eq!(first, Some(taken.token()));
+        assert!(first.is_none_or(|first| first == taken.token()));
         scene.faults.release();
         scene.still_holds(&taken).await?;
         taken.give_back().await?;
