@@ -5,12 +5,12 @@ use std::time::Duration;
 use sync_core::backend::{Attempt, Claim, Grant, Session, Ticket};
 use sync_core::{ErrorKind, Kind, StoreError};
 
-use crate::api::{Op, Seen};
 use crate::backend::Driver;
 use crate::keys::ticket;
 use crate::line::Line;
 use crate::pair::{LOCK_FLAGS, Pair};
 use crate::sessions::Place;
+use crate::txn::{Op, Seen, off_by_one};
 
 /// The first pause where nobody tells when the name can be had, and the longest.
 const SOON: Duration = Duration::from_millis(100);
@@ -45,7 +45,7 @@ impl Spot<'_> {
     fn grant(&self, seen: &Seen<'_>) -> Result<Grant, StoreError> {
         match &seen.pair {
             Some(pair) if self.is_ours(pair) => Ok(pair.grant()),
-            _ => Err(StoreError::unknown("the answer does not belong to the request")),
+            _ => Err(off_by_one()),
         }
     }
 }
@@ -176,11 +176,8 @@ impl Driver {
     /// Takes a ticket. Whoever is the first with it enters an election in the same call.
     async fn join(&self, at: &Spot<'_>, refusals: u32) -> Result<Attempt, StoreError> {
         let mut seen = at.seen(None);
-        let ops = [
-            Op::absent(&at.void),
-            Op::lock(&at.ticket, at.session, &[]),
-            Op::get_tree(&at.line),
-        ];
+        let ops =
+            [Op::absent(&at.void), Op::lock(&at.ticket, at.session, &[]), Op::get_tree(&at.line)];
         if !self.api.commit(&ops, &mut seen).await? {
             return match self.api.renew_session(at.session).await {
                 Ok(false) => Ok(Attempt::SessionEnded),
@@ -325,7 +322,7 @@ impl Driver {
     /// The place of a ticket that was just made.
     fn placed(&self, at: &Spot<'_>, line: &Line, refusals: u32) -> Result<Note, StoreError> {
         let Some(created) = line.created() else {
-            return Err(StoreError::unknown("the answer does not belong to the request"));
+            return Err(off_by_one());
         };
         if line.is_known() {
             self.note_place(at, line);

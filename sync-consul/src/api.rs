@@ -1,6 +1,5 @@
 //! The requests that are made, typed: transactions, reads, sessions.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -9,123 +8,14 @@ use sync_core::{ErrorKind, StoreError};
 use crate::error;
 use crate::http::{Ask, Head, Http, IntoUnsent, Lane};
 use crate::line::Line;
-use crate::pair::{LOCK_FLAGS, Pair, Pairs, encoded};
+use crate::pair::{Pair, Pairs};
+use crate::txn::{Echo, Op, Seen, body, off_by_one, refused};
 
 /// As much of the answer to a transaction as is read: a longer one has a long line in it.
 const LONGEST_ANSWER: usize = 256 * 1024;
 
 /// As much of a line as is read: about 100,000 tickets.
 const LONGEST_LINE: usize = 64 * 1024 * 1024;
-
-/// As many operations as a transaction may have.
-pub(crate) const MOST_OPERATIONS: usize = 64;
-
-/// One operation of a transaction.
-#[derive(Debug, Clone, Serialize, Default)]
-#[serde(rename_all = "PascalCase")]
-pub(crate) struct Op<'a> {
-    verb: &'static str,
-    key: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    value: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    flags: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    index: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    session: Option<&'a str>,
-}
-
-impl<'a> Op<'a> {
-    fn new(verb: &'static str, key: &'a str) -> Self {
-        Self { verb, key, ..Self::default() }
-    }
-
-    /// Only if there is no such key.
-    pub(crate) fn absent(key: &'a str) -> Self {
-        Self::new("check-not-exists", key)
-    }
-
-    /// Only if the key was last changed at `index`.
-    pub(crate) fn unchanged(key: &'a str, index: u64) -> Self {
-        Self { index: Some(index), ..Self::new("check-index", key) }
-    }
-
-    pub(crate) fn lock(key: &'a str, session: &'a str, record: &[u8]) -> Self {
-        let (value, session) = (Some(encoded(record)), Some(session));
-        Self { value, session, flags: Some(LOCK_FLAGS), ..Self::new("lock", key) }
-    }
-
-    /// Takes the session off a key whose value is left as it is.
-    pub(crate) fn unlock(pair: &'a Pair) -> Self {
-        Self {
-            value: Some(pair.value.clone().unwrap_or_default()),
-            flags: Some(pair.flags),
-            session: Some(&pair.session),
-            ..Self::new("unlock", &pair.key)
-        }
-    }
-
-    pub(crate) fn delete(key: &'a str) -> Self {
-        Self::new("delete", key)
-    }
-
-    pub(crate) fn get(key: &'a str) -> Self {
-        Self::new("get", key)
-    }
-
-    pub(crate) fn get_tree(prefix: &'a str) -> Self {
-        Self::new("get-tree", prefix)
-    }
-}
-
-/// As the API wants an operation.
-#[derive(Serialize)]
-struct Wrapped<'a> {
-    #[serde(rename = "KV")]
-    kv: &'a Op<'a>,
-}
-
-#[derive(Deserialize)]
-struct Refusals {
-    #[serde(rename = "Errors", default)]
-    errors: Vec<Refusal>,
-}
-
-/// Why a transaction was not done.
-#[derive(Deserialize)]
-struct Refusal {
-    #[serde(rename = "OpIndex", default)]
-    operation: usize,
-    #[serde(rename = "What", default)]
-    what: String,
-}
-
-/// What the answer to a transaction is searched for.
-#[derive(Debug)]
-pub(crate) struct Seen<'a> {
-    key: &'a str,
-    /// The claim's key, with its value, as it stands after the transaction.
-    pub(crate) pair: Option<Pair>,
-    pub(crate) line: Line,
-}
-
-impl<'a> Seen<'a> {
-    pub(crate) fn new(key: &'a str, line: Line) -> Self {
-        Self { key, pair: None, line }
-    }
-
-    fn add(&mut self, pair: Pair) {
-        if pair.key == self.key {
-            // That of the operation itself comes without value.
-            if pair.value.is_some() {
-                self.pair = Some(pair);
-            }
-        } else {
-            self.line.add(pair);
-        }
-    }
-}
 
 /// What a session is to be like.
 #[derive(Debug, Serialize)]
@@ -169,20 +59,24 @@ impl Api {
         ops: &[Op<'_>],
         seen: &mut Seen<'_>,
     ) -> Result<bool, StoreError> {
-        let mut pairs = Pairs::of_transaction();
+        let (mut pairs, mut echo) = (Pairs::of_transaction(), Echo::new(ops));
         let (mut read, mut broken) = (0, false);
         let ask = Ask::put("/v1/txn", body(ops)?);
         let head = self
             .http
             .send(ask, &mut |piece| {
                 read += piece.len();
-                broken |= pairs.feed(piece, |pair| seen.add(pair)).is_err();
+                let each = |pair: Pair| {
+                    echo.heard(&pair);
+                    seen.add(pair);
+                };
+                broken |= pairs.feed(piece, each).is_err();
                 !broken && read <= LONGEST_ANSWER
             })
             .await?;
         match head.status {
-            200 if broken || (head.whole && !pairs.is_whole()) => {
-                Err(StoreError::unknown("the agent's answer is none to a transaction"))
+            200 if broken || (head.whole && !pairs.is_whole()) || !echo.is_complete() => {
+                Err(off_by_one())
             }
             200 => {
                 if !head.whole {
@@ -201,14 +95,10 @@ impl Api {
     }
 
     /// What stands at a key, missing nothing that was acknowledged before.
+    ///
+    /// As a transaction: its answer names the key also where nothing stands there.
     pub(crate) async fn read(&self, key: &str) -> Result<Option<Pair>, StoreError> {
-        let path = format!("/v1/kv/{key}");
-        let ask = Ask::get(&path, "consistent").within(self.read_limit);
-        let (head, pair) = read_key(&self.http, ask, key).await.map_err(StoreError::into_unsent)?;
-        match head.status {
-            200 | 404 => Ok(pair),
-            _ => Err(head.error().into_unsent()),
-        }
+        Ok(self.read_all(&[key]).await?.pop())
     }
 
     /// What stands at these keys, which are at most as many as a transaction may have operations.
@@ -219,20 +109,25 @@ impl Api {
             let ops: Vec<Op<'_>> = asked.iter().map(|key| Op::get(key)).collect();
             let mut pairs = Pairs::of_transaction();
             let (mut found, mut broken) = (Vec::with_capacity(asked.len()), false);
+            let mut echo = Echo::new(&ops);
             let ask = Ask { query: "consistent", ..Ask::put("/v1/txn", body(&ops)?) };
             let head = self
                 .http
                 .send(ask.within(self.read_limit), &mut |piece| {
-                    broken |= pairs.feed(piece, |pair| found.push(pair)).is_err();
+                    let each = |pair| {
+                        echo.heard(&pair);
+                        found.push(pair);
+                    };
+                    broken |= pairs.feed(piece, each).is_err();
                     !broken
                 })
                 .await
                 .map_err(StoreError::into_unsent)?;
             match head.status {
-                200 if broken => return Err(StoreError::unsent("the agent's answer holds no keys")),
+                200 if broken || !echo.is_complete() => return Err(off_by_one().into_unsent()),
                 200 => return Ok(found),
                 409 => {
-                    let gone = refused(&head, &ops)?;
+                    let gone = refused(&head, &ops).map_err(StoreError::into_unsent)?;
                     let before = asked.len();
                     let mut place = 0..before;
                     asked.retain(|_| place.next().is_some_and(|place| !gone.contains(&place)));
@@ -311,9 +206,9 @@ impl Api {
         match head.status {
             200 => match serde_json::from_slice::<[SessionId; 1]>(&answer) {
                 Ok([session]) if session.id == id => Ok(true),
-                _ => Err(StoreError::unknown("the answer does not belong to the request")),
+                _ => Err(off_by_one()),
             },
-            404 => Ok(false),
+            404 if head.text.contains(id) => Ok(false),
             403 if error::is_denial(&head.text) => Err(error::denied(&head.text, "session:write")),
             _ => Err(head.error()),
         }
@@ -347,34 +242,8 @@ pub(crate) async fn read_key(
         .await?;
     match (head.status, found) {
         (200, Some(pair)) if pair.key == key => Ok((head, Some(pair))),
-        (200, _) => Err(StoreError::unknown("the answer does not belong to the request")),
+        (200, _) => Err(off_by_one()),
         _ => Ok((head, None)),
-    }
-}
-
-/// Which operations were refused, or why none of them was looked at.
-fn refused(head: &Head, ops: &[Op<'_>]) -> Result<BTreeSet<usize>, StoreError> {
-    let Refusals { errors } =
-        serde_json::from_str(&head.text).unwrap_or(Refusals { errors: Vec::new() });
-    if let Some(denial) = errors.iter().find(|refusal| error::is_denial(&refusal.what)) {
-        let what = match ops.get(denial.operation) {
-            Some(op) if op.verb.starts_with("get") || op.verb.starts_with("check") => {
-                format!("key:read on {:?}", without_nonce(op.key))
-            }
-            Some(op) => format!("key:write on {:?}", without_nonce(op.key)),
-            None => "key:write".to_owned(),
-        };
-        return Err(error::denied(&denial.what, &what));
-    }
-    Ok(errors.iter().map(|refusal| refusal.operation).collect())
-}
-
-/// Nonces, and the ids of sessions, stay out of texts.
-fn without_nonce(key: &str) -> &str {
-    let is_secret = |segment: &str| segment.len() > 36 && segment.as_bytes()[36] == b'-';
-    match key.rsplit_once('/') {
-        Some((path, last)) if is_secret(last) => path,
-        _ => key,
     }
 }
 
@@ -387,12 +256,8 @@ fn is_session_id(id: &str) -> bool {
     id.len() == 36 && id.bytes().enumerate().all(known)
 }
 
-fn body(ops: &[Op<'_>]) -> Result<Vec<u8>, StoreError> {
-    let wrapped: Vec<Wrapped<'_>> = ops.iter().map(|kv| Wrapped { kv }).collect();
-    serde_json::to_vec(&wrapped).map_err(no_json)
-}
-
-fn no_json(error: serde_json::Error) -> StoreError {
+#[expect(clippy::needless_pass_by_value, reason = "the form that map_err wants")]
+pub(crate) fn no_json(error: serde_json::Error) -> StoreError {
     StoreError::refused(ErrorKind::Invalid, error.to_string())
 }
 

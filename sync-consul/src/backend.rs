@@ -13,13 +13,14 @@ use sync_core::backend::{
 use sync_core::{Environment, Kind, Name, StoreError};
 
 use crate::acquire::{Note, Spot};
-use crate::api::{Api, NewSession, Op, ServiceCheck};
+use crate::api::{Api, NewSession, ServiceCheck};
 use crate::ghosts::Recent;
 use crate::keys::Keys;
 use crate::line::Line;
 use crate::pair::{Pair, index, sighting, version};
 use crate::polls::{Polls, State, Subject, Why};
 use crate::sessions::{Place, Sessions};
+use crate::txn::{Op, off_by_one};
 
 /// What sessions are like.
 #[derive(Debug, Clone)]
@@ -148,11 +149,7 @@ impl Driver {
     }
 
     /// Resolves when what stands at a key is as wanted, or (`false`) cannot be read.
-    async fn until(
-        &self,
-        key: &str,
-        wanted: impl Fn(Option<&Pair>) -> bool,
-    ) -> bool {
+    async fn until(&self, key: &str, wanted: impl Fn(Option<&Pair>) -> bool) -> bool {
         let Some(mut states) = self.polls.follow(Subject::Key(key.to_owned()), Why::Wait) else {
             return false;
         };
@@ -246,14 +243,12 @@ impl Backend for Consul {
             Op::lock(&at.key, at.session, &claim.record),
             Op::get(&at.key),
         ];
-        let ours = |pair: &&Pair| {
-            at.is_ours(pair) && pair.create_index == grant.token.get()
-        };
+        let ours = |pair: &&Pair| at.is_ours(pair) && pair.create_index == grant.token.get();
         let mut seen = at.seen(None);
         if driver.api.commit(&ops, &mut seen).await? {
             return match seen.pair.as_ref().filter(ours) {
                 Some(pair) => Ok(Updated::Done(version(pair.modify_index))),
-                None => Err(StoreError::unknown("the answer does not belong to the request")),
+                None => Err(off_by_one()),
             };
         }
         match driver.api.read(&at.key).await?.as_ref().filter(ours) {

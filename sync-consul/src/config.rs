@@ -56,6 +56,7 @@ pub struct Config {
     least_ttl: Duration,
     pub(crate) ca: Option<Pem>,
     pub(crate) identity: Option<(Pem, Pem)>,
+    #[cfg(feature = "tls")]
     unchecked_certificates: bool,
     /// What the environment holds that cannot be used.
     pub(crate) invalid: Option<String>,
@@ -122,6 +123,7 @@ impl Config {
             least_ttl: LEAST_TTL,
             ca: None,
             identity: None,
+            #[cfg(feature = "tls")]
             unchecked_certificates: false,
             invalid: None,
             unchecked_by_environment: false,
@@ -482,8 +484,9 @@ fn parse(url: &str) -> Result<(Arc<str>, String), Error> {
         return Err(invalid("it begins neither with http:// nor with https://"));
     }
     if !parsed.username().is_empty() || parsed.password().is_some() {
-        return Err(invalid("it holds a user or a password")
-            .advise("give an ACL token to Config::token"));
+        return Err(
+            invalid("it holds a user or a password").advise("give an ACL token to Config::token")
+        );
     }
     if parsed.query().is_some() || parsed.fragment().is_some() {
         return Err(invalid("it holds a query or a fragment"));

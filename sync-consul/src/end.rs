@@ -4,11 +4,11 @@ use sync_core::StoreError;
 use sync_core::backend::{Ended, Grant};
 
 use crate::acquire::{Spot, abandoning};
-use crate::api::{MOST_OPERATIONS, Op, Seen};
 use crate::backend::Driver;
 use crate::http::IntoUnsent;
 use crate::line::Line;
 use crate::pair::{Pair, index};
+use crate::txn::{MOST_OPERATIONS, Op, Seen};
 
 /// How often the key may change under one try.
 const ROUNDS: u32 = 4;
@@ -60,14 +60,27 @@ impl Driver {
         Ok(Ended::NotOurs)
     }
 
-    /// Leaves the line.
+    /// Leaves the line. The ticket is locked once more, so that the answer names it in any case.
     async fn step_out(&self, at: &Spot<'_>) -> Result<Ended, StoreError> {
         let mut seen = Seen::new("", Line::new(at.line.clone(), at.ticket.clone(), None));
-        let ops = [Op::get_tree(&at.ticket), Op::delete(&at.ticket)];
-        if !self.api.commit(&ops, &mut seen).await? {
-            return Err(StoreError::unsent("the agent refused to delete a ticket"));
+        let ops = [
+            Op::get_tree(&at.ticket),
+            Op::lock(&at.ticket, at.session, &[]),
+            Op::delete(&at.ticket),
+        ];
+        if self.api.commit(&ops, &mut seen).await? {
+            return Ok(if seen.line.times_seen() > 1 { Ended::Released } else { Ended::NotOurs });
         }
-        Ok(if seen.line.stands() { Ended::Released } else { Ended::NotOurs })
+        self.with_its_session(at).await
+    }
+
+    /// A session was refused: if it has ended, all that was made on it is gone, and nothing can be
+    /// made on it any more.
+    async fn with_its_session(&self, at: &Spot<'_>) -> Result<Ended, StoreError> {
+        match self.api.renew_session(at.session).await? {
+            false => Ok(Ended::NotOurs),
+            true => Err(StoreError::unknown("the agent refused what a living session asked for")),
+        }
     }
 
     /// Sees to it that no attempt of this nonce, however late, brings anything into being.
@@ -81,12 +94,7 @@ impl Driver {
             }
         }
         if !self.api.done(&abandoning(at)).await? {
-            return match self.api.renew_session(at.session).await {
-                // All that was made on it is gone, and nothing can be made on it any more.
-                Ok(false) => Ok(Ended::NotOurs),
-                Ok(true) => Err(StoreError::unknown("the agent refused a marker")),
-                Err(error) => Err(error),
-            };
+            return self.with_its_session(at).await;
         }
         // Only now: before, an attempt could have landed after the look.
         for _ in 0..ROUNDS {
@@ -116,7 +124,11 @@ impl Driver {
                 self.hand_over(pair).await?;
             }
             for pairs in ours.chunks(MOST_OPERATIONS / 2) {
-                if self.api.done(&pairs.iter().flat_map(|pair| freeing(pair)).collect::<Vec<_>>()).await? {
+                if self
+                    .api
+                    .done(&pairs.iter().flat_map(|pair| freeing(pair)).collect::<Vec<_>>())
+                    .await?
+                {
                     continue;
                 }
                 // One of them has changed meanwhile.

@@ -34,11 +34,12 @@ pub(crate) fn read(variable: impl Fn(&str) -> Option<String>) -> Config {
         None => format!("http://{address}"),
     };
     let mut config = Config::new(url);
-    config.credentials.token = match (variable("CONSUL_HTTP_TOKEN_FILE"), variable("CONSUL_HTTP_TOKEN")) {
-        (Some(path), _) => Token::File(path.into()),
-        (None, Some(token)) => Token::Value(token.into()),
-        (None, None) => Token::None,
-    };
+    config.credentials.token =
+        match (variable("CONSUL_HTTP_TOKEN_FILE"), variable("CONSUL_HTTP_TOKEN")) {
+            (Some(path), _) => Token::File(path.into()),
+            (None, Some(token)) => Token::Value(token.into()),
+            (None, None) => Token::None,
+        };
     config.credentials.basic = variable("CONSUL_HTTP_AUTH");
     config.enterprise_namespace = variable("CONSUL_NAMESPACE");
     config.enterprise_partition = variable("CONSUL_PARTITION");

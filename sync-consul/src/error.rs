@@ -26,15 +26,18 @@ pub(crate) fn answered(status: u16, text: &str) -> StoreError {
     let said = if text.is_empty() { format!("status {status}") } else { text.to_owned() };
     let refuse = |kind| StoreError::refused(kind, said.clone());
     match status {
-        _ if is_unknown_token(status, text) => refuse(ErrorKind::Denied)
-            .advise("the agent does not know the ACL token: check it, and which datacenter knows it"),
+        _ if is_unknown_token(status, text) => refuse(ErrorKind::Denied).advise(
+            "the agent does not know the ACL token: check it, and which datacenter knows it",
+        ),
         403 => refuse(ErrorKind::Denied).advise(permissions()),
         429 => refuse(ErrorKind::Unreachable).advise("the agent limits the rate of requests"),
         413 => refuse(ErrorKind::Invalid)
             .advise("the agent's limits txn_max_req_len or kv_max_value_size are too low"),
         400 | 404 | 409 => refuse(ErrorKind::Unsupported),
-        300..=399 => StoreError::unknown(format!("a redirection (status {status}) is not followed"))
-            .advise("give the agent's own address"),
+        300..=399 => {
+            StoreError::unknown(format!("a redirection (status {status}) is not followed"))
+                .advise("give the agent's own address")
+        }
         _ => StoreError::unknown(format!("the agent failed (status {status}): {said}")),
     }
 }
@@ -118,7 +121,10 @@ mod tests {
             assert!(error.settled() && error.kind() == kind, "{status} {text}: {error:?}");
         }
         for status in [100, 201, 204, 301, 307, 408, 418, 500, 502, 503, 504] {
-            assert!(!answered(status, "leadership lost while committing log").settled(), "{status}");
+            assert!(
+                !answered(status, "leadership lost while committing log").settled(),
+                "{status}"
+            );
         }
     }
 

@@ -12,15 +12,18 @@ use std::time::Duration;
 use sync_core::StoreError;
 use sync_core::backend::Nonce;
 
-use crate::api::MOST_OPERATIONS;
 use crate::backend::Driver;
 use crate::end::freeing;
+use crate::txn::MOST_OPERATIONS;
 
 /// How long after the end of a claim it is looked at.
 const LATER: Duration = Duration::from_secs(1);
 
-/// How many are remembered: each has two keys.
-const MOST: usize = MOST_OPERATIONS / 2;
+/// How long the looks at once may take together.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// How many are remembered.
+const MOST: usize = 256;
 
 /// What has ended lately.
 #[derive(Debug, Default)]
@@ -68,7 +71,7 @@ impl Driver {
                 if ended.is_empty() {
                     return;
                 }
-                let (limit, clock) = (clock.now() + driver.api.read_limit, &clock);
+                let limit = clock.now() + LIMIT;
                 tokio::select! {
                     biased;
                     looked = driver.exorcise(&ended) => if let Err(error) = looked {
@@ -85,14 +88,16 @@ impl Driver {
         keys.sort_unstable();
         keys.dedup();
         keys.extend(ended.iter().map(|ended| ended.ticket.as_str()));
-        for pair in self.api.read_all(&keys).await? {
-            let ghost = ended.iter().any(|ended| {
-                let again = pair.key == ended.key && pair.is_of(&ended.session, ended.nonce);
-                again || pair.key == ended.ticket
-            });
-            if ghost {
-                tracing::warn!("a request was carried out twice, long after each other: undone");
-                self.api.done(&freeing(&pair)).await?;
+        for keys in keys.chunks(MOST_OPERATIONS) {
+            for pair in self.api.read_all(keys).await? {
+                let ghost = ended.iter().any(|ended| {
+                    let again = pair.key == ended.key && pair.is_of(&ended.session, ended.nonce);
+                    again || pair.key == ended.ticket
+                });
+                if ghost {
+                    tracing::warn!("a request was carried out twice, one of them late: undone");
+                    self.api.done(&freeing(&pair)).await?;
+                }
             }
         }
         Ok(())

@@ -84,8 +84,7 @@ impl Dial for Agents {
 
     fn explain(&self, silence: StoreError) -> StoreError {
         if self.bases.iter().any(|base| base.starts_with("https")) {
-            return silence
-                .advise("an agent that does not speak TLS on this port may say nothing");
+            return silence.advise("an agent that does not speak TLS on this port may say nothing");
         }
         silence
     }

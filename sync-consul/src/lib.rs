@@ -63,6 +63,7 @@ mod shared;
 #[cfg(feature = "tls")]
 mod tls;
 mod token;
+mod txn;
 
 pub use backend::Consul;
 pub use config::{Behavior, Config};

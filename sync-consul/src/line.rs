@@ -12,8 +12,8 @@ pub(crate) struct Line {
     own: String,
     /// When that was made, where it is known.
     created: Option<u64>,
-    /// Whether it was seen.
-    stands: bool,
+    /// How often it was seen.
+    times_seen: u32,
     /// The latest ticket before it.
     before: Option<(u64, String)>,
     others: bool,
@@ -39,7 +39,7 @@ impl Line {
         }
         if pair.key == self.own {
             self.created = Some(pair.create_index);
-            self.stands = true;
+            self.times_seen += 1;
             return;
         }
         self.others = true;
@@ -62,7 +62,12 @@ impl Line {
 
     /// Whether the own ticket stands in it, as far as it was read.
     pub(crate) fn stands(&self) -> bool {
-        self.stands || self.cut
+        self.times_seen > 0 || self.cut
+    }
+
+    /// How often an answer has shown the own ticket.
+    pub(crate) fn times_seen(&self) -> u32 {
+        self.times_seen
     }
 
     /// When the own ticket was made.

@@ -50,9 +50,9 @@ impl Driver {
             let task = tokio::spawn(async move {
                 watcher.pause(SHORT_HOLD).await;
                 // Not kept: the polls end with the backend.
-                let states = driver.upgrade().and_then(|driver| {
-                    driver.polls.follow(Subject::Key(key.clone()), Why::Held)
-                });
+                let states = driver
+                    .upgrade()
+                    .and_then(|driver| driver.polls.follow(Subject::Key(key.clone()), Why::Held));
                 if let Some(states) = states {
                     watcher.claim(states, &key, nonce).await;
                 }
@@ -80,7 +80,9 @@ impl Watcher {
                 match self.has_ended().await {
                     Ok(true) => return self.tell(Loss::Session),
                     Ok(false) => {
-                        tracing::warn!("the agent does not show our session: is session:read missing?");
+                        tracing::warn!(
+                            "the agent does not show our session: is session:read missing?"
+                        );
                         return;
                     }
                     Err(_) => self.pause(AGAIN).await,

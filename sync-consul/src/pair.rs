@@ -213,7 +213,8 @@ mod tests {
         assert!(sighting(Some(&pair)).holder.is_none());
         assert_eq!(index(&sighting(None).version), 0);
         let nonce = Nonce::from_bytes([0xab; 16]);
-        pair.value = Some(encoded(format!(r#"{{"id":"a","nonce":"{}"}}"#, nonce.to_hex()).as_bytes()));
+        pair.value =
+            Some(encoded(format!(r#"{{"id":"a","nonce":"{}"}}"#, nonce.to_hex()).as_bytes()));
         pair.session = "s".to_owned();
         assert!(pair.is_of("s", nonce) && !pair.is_of("t", nonce));
         assert_eq!(sighting(Some(&pair)).holder.unwrap().token, Some(FencingToken::new(7)));

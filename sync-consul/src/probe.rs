@@ -5,9 +5,10 @@ use std::time::Duration;
 use sync_core::StoreError;
 use sync_core::backend::Nonce;
 
-use crate::api::{Api, Op};
+use crate::api::Api;
 use crate::backend::Settings;
 use crate::keys::Keys;
+use crate::txn::Op;
 
 /// Finds out whether the token may do what is needed, and whether the agent keeps the least TTL.
 ///

@@ -7,9 +7,10 @@ use std::time::Duration;
 use sync_core::{Environment, Moment, StoreError};
 use tokio::sync::watch;
 
-use crate::api::{Api, MOST_OPERATIONS};
+use crate::api::Api;
 use crate::http::{Ask, Lane};
 use crate::polls::{Index, Inner, State, Why, question};
+use crate::txn::MOST_OPERATIONS;
 
 /// The keys that somebody waits for are read no more often.
 const PACE: Duration = Duration::from_millis(250);
@@ -91,8 +92,10 @@ impl Shared {
 
     /// The question whether anything has changed in the namespace.
     fn ask(&self, index: &Index, not_before: Moment) -> Asking {
-        let (query, limit) =
-            question("keys&separator=/&consistent", index.query(self.environment.jitter(self.wait)));
+        let (query, limit) = question(
+            "keys&separator=/&consistent",
+            index.query(self.environment.jitter(self.wait)),
+        );
         let (http, clock) = (self.api.http.clone(), Arc::clone(&self.environment.clock));
         let path = format!("/v1/kv/{}", self.prefix);
         Box::pin(async move {

@@ -86,10 +86,8 @@ mod tests {
     fn a_token_file_is_read_anew_each_time_and_nothing_secret_is_shown() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("token");
-        let credentials = Credentials {
-            token: Token::File(file.clone()),
-            basic: Some("user:sesame".to_owned()),
-        };
+        let credentials =
+            Credentials { token: Token::File(file.clone()), basic: Some("user:sesame".to_owned()) };
         assert_eq!(credentials.headers().unwrap_err().kind(), ErrorKind::Unreachable);
         for token in ["first", "second\n"] {
             std::fs::write(&file, token).unwrap();

@@ -39,7 +39,8 @@ impl Store for Consul {
     }
 
     async fn connect(&self, url: &str, options: &Options) -> Result<Arc<dyn Backend>, Error> {
-        let mut config = Config::new(url).options(options.clone()).least_ttl(Duration::from_secs(1));
+        let mut config =
+            Config::new(url).options(options.clone()).least_ttl(Duration::from_secs(1));
         // An agent of our own knows a token that may touch the namespaces alone.
         if std::env::var_os("SYNC_TEST_CONSUL").is_none() {
             config = config.token(SUITE);

@@ -44,7 +44,8 @@ pub(crate) async fn prepare(url: &str) -> Result<(), Failed> {
     for agent in &agents {
         let suite = Api { token: Some(SUITE.to_owned()), ..agent.clone() };
         for _ in 0..200 {
-            let session = suite.ask("PUT", "/v1/session/create", br#"{"TTL":"10s","NodeChecks":[]}"#);
+            let session =
+                suite.ask("PUT", "/v1/session/create", br#"{"TTL":"10s","NodeChecks":[]}"#);
             if session.await.is_ok() {
                 break;
             }
@@ -119,7 +120,12 @@ impl Api {
         }
     }
 
-    pub(crate) async fn json(&self, method: &str, path: &str, body: &[u8]) -> Result<Value, Failed> {
+    pub(crate) async fn json(
+        &self,
+        method: &str,
+        path: &str,
+        body: &[u8],
+    ) -> Result<Value, Failed> {
         Ok(serde_json::from_slice(&self.ask(method, path, body).await?)?)
     }
 
@@ -148,7 +154,11 @@ impl Api {
         let exchange = async {
             let mut stream = TcpStream::connect(&self.address).await?;
             let token = self.token.as_deref().unwrap_or_default();
-            let token = if token.is_empty() { String::new() } else { format!("X-Consul-Token: {token}\r\n") };
+            let token = if token.is_empty() {
+                String::new()
+            } else {
+                format!("X-Consul-Token: {token}\r\n")
+            };
             let head = format!(
                 "{method} {path} HTTP/1.0\r\nContent-Length: {}\r\n{token}\r\n",
                 body.len()
