@@ -189,6 +189,9 @@ impl Api {
                 Err(StoreError::refused(ErrorKind::Invalid, head.text.trim())
                     .advise("the agent's session_ttl_min says how short a TTL may be"))
             }
+            500 if head.text.contains("Missing node registration") => {
+                Err(StoreError::unsent("the agent has not registered itself yet"))
+            }
             500 if head.text.contains("heck") => {
                 Err(StoreError::refused(ErrorKind::Invalid, head.text.trim())
                     .advise("see to it that the checks named in the Config are there and pass"))
