@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use percent_encoding::percent_decode_str;
 use reqwest::{Client, Url, redirect, retry};
 use sync_core::backend::{Expiry, Profile};
 use sync_core::{Coordinator, Error, ErrorKind, Options, StoreError};
@@ -15,6 +16,9 @@ use crate::error;
 use crate::http::{Agents, Http, Recipe};
 use crate::keys::Keys;
 use crate::probe;
+#[cfg(feature = "tls")]
+use crate::tls::Pem;
+use crate::tls::Tls;
 use crate::token::{Credentials, Token};
 
 /// Below this Consul refuses a TTL, unless `session_ttl_min` says otherwise.
@@ -46,7 +50,7 @@ const IDLE: Duration = Duration::from_secs(60);
 /// ```
 #[derive(Clone)]
 pub struct Config {
-    urls: String,
+    pub(crate) urls: String,
     pub(crate) options: Options,
     pub(crate) credentials: Credentials,
     datacenter: Option<String>,
@@ -54,14 +58,9 @@ pub struct Config {
     pub(crate) enterprise_partition: Option<String>,
     settings: Settings,
     least_ttl: Duration,
-    pub(crate) ca: Option<Pem>,
-    pub(crate) identity: Option<(Pem, Pem)>,
-    #[cfg(feature = "tls")]
-    unchecked_certificates: bool,
+    pub(crate) tls: Tls,
     /// What the environment holds that cannot be used.
     pub(crate) invalid: Option<String>,
-    /// The environment asks for certificates not to be checked.
-    pub(crate) unchecked_by_environment: bool,
 }
 
 /// What a session's end does to the keys that it has locked.
@@ -81,27 +80,9 @@ pub enum Behavior {
     Release,
 }
 
-/// PEM text, or where it stands.
-#[derive(Clone)]
-pub(crate) enum Pem {
-    #[cfg_attr(not(feature = "tls"), allow(dead_code))]
-    Text(Vec<u8>),
-    File(PathBuf),
-}
-
-impl Pem {
-    #[cfg_attr(not(feature = "tls"), allow(dead_code))]
-    fn read(&self) -> Result<Vec<u8>, Error> {
-        match self {
-            Pem::Text(text) => Ok(text.clone()),
-            Pem::File(path) => std::fs::read(path)
-                .map_err(|error| invalid(format!("cannot read {}: {error}", path.display()))),
-        }
-    }
-}
-
 impl Config {
-    /// The agent at a URL: `http://host:port`, `https://…` with TLS, `unix:///path` for a socket.
+    /// The agent at a URL: `http://[user:password@]host:port`, `https://…` with TLS, `unix:///path`
+    /// for a socket. User and password are for a proxy before the agent (basic authentication).
     /// Several agents of one datacenter may be joined by commas: the next is used when one does not
     /// answer. What cannot be used is told by [`connect`](Config::connect).
     #[must_use]
@@ -121,12 +102,8 @@ impl Config {
                 service_checks: Vec::new(),
             },
             least_ttl: LEAST_TTL,
-            ca: None,
-            identity: None,
-            #[cfg(feature = "tls")]
-            unchecked_certificates: false,
+            tls: Tls::default(),
             invalid: None,
-            unchecked_by_environment: false,
         }
     }
 
@@ -247,7 +224,7 @@ impl Config {
     #[cfg(feature = "tls")]
     #[must_use]
     pub fn ca(mut self, pem: impl Into<Vec<u8>>) -> Self {
-        self.ca = Some(Pem::Text(pem.into()));
+        self.tls.ca = Some(Pem::Text(pem.into()));
         self
     }
 
@@ -255,7 +232,7 @@ impl Config {
     #[cfg(feature = "tls")]
     #[must_use]
     pub fn ca_file(mut self, path: impl Into<PathBuf>) -> Self {
-        self.ca = Some(Pem::File(path.into()));
+        self.tls.ca = Some(Pem::File(path.into()));
         self
     }
 
@@ -263,7 +240,7 @@ impl Config {
     #[cfg(feature = "tls")]
     #[must_use]
     pub fn identity(mut self, certificate: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
-        self.identity = Some((Pem::Text(certificate.into()), Pem::Text(key.into())));
+        self.tls.identity = Some((Pem::Text(certificate.into()), Pem::Text(key.into())));
         self
     }
 
@@ -275,7 +252,7 @@ impl Config {
         certificate: impl Into<PathBuf>,
         key: impl Into<PathBuf>,
     ) -> Self {
-        self.identity = Some((Pem::File(certificate.into()), Pem::File(key.into())));
+        self.tls.identity = Some((Pem::File(certificate.into()), Pem::File(key.into())));
         self
     }
 
@@ -284,7 +261,7 @@ impl Config {
     #[cfg(feature = "tls")]
     #[must_use]
     pub fn danger_accept_invalid_certificates(mut self) -> Self {
-        self.unchecked_certificates = true;
+        self.tls.unchecked = true;
         self
     }
 
@@ -342,6 +319,7 @@ impl Config {
             return Err(invalid(why.clone()));
         }
         let (mut bases, mut endpoints, mut socket) = (Vec::new(), Vec::new(), None);
+        let mut basic = None;
         for url in self.urls.split(',').map(str::trim) {
             if let Some(path) = url.strip_prefix("unix://") {
                 socket = Some(PathBuf::from(path));
@@ -349,15 +327,17 @@ impl Config {
                 bases.push(Arc::from("http://consul"));
                 continue;
             }
-            let (base, endpoint) = parse(url)?;
+            let Place { base, endpoint, basic: user } = parse(url)?;
             bases.push(base);
             endpoints.push(endpoint);
+            basic = basic.or(user);
         }
         if socket.is_some() && bases.len() > 1 {
             return Err(invalid("a socket stands among several agents"));
         }
         let recipe = self.recipe(bases.iter().any(|base| base.starts_with("https")), socket)?;
-        let credentials = self.credentials.clone();
+        let mut credentials = self.credentials.clone();
+        credentials.basic = basic.or(credentials.basic);
         credentials.headers().map_err(|error| Error::from_store("use the ACL token", error))?;
         Ok((Agents { bases, recipe, credentials, places: self.places()? }, endpoints.join(",")))
     }
@@ -377,7 +357,7 @@ impl Config {
 
     /// How clients are made. One is made at once, so that what cannot be used is told early.
     fn recipe(&self, tls: bool, socket: Option<PathBuf>) -> Result<Recipe, Error> {
-        let tls = if tls { Some(self.tls()?) } else { None };
+        let tls = if tls { Some(self.tls.prepare()?) } else { None };
         let within = self.options.within();
         let recipe = move || {
             let client = Client::builder()
@@ -404,89 +384,23 @@ impl Config {
         recipe().map_err(|error: StoreError| invalid(error.to_string()))?;
         Ok(Arc::new(recipe))
     }
-
-    #[cfg(not(feature = "tls"))]
-    fn tls(&self) -> Result<Tls, Error> {
-        Err(invalid("this build has no TLS")
-            .advise("enable one of the features rustls-ring and rustls-aws-lc"))
-    }
-
-    #[cfg(feature = "tls")]
-    fn tls(&self) -> Result<Tls, Error> {
-        use reqwest::{Certificate, Identity};
-
-        crate::tls::provide_crypto()?;
-        if self.unchecked_by_environment && !self.unchecked_certificates {
-            return Err(invalid("CONSUL_HTTP_SSL_VERIFY asks for certificates not to be checked")
-                .advise("unset it, or call Config::danger_accept_invalid_certificates"));
-        }
-        if self.ca.is_none() && !cfg!(feature = "native-roots") && !self.unchecked_certificates {
-            return Err(invalid("nobody is trusted to sign the agent's certificate").advise(
-                "give a CA to Config::ca, or enable the feature native-roots for the system's",
-            ));
-        }
-        let no_pem = |error: reqwest::Error| invalid(error.to_string());
-        let roots = match &self.ca {
-            Some(ca) => Certificate::from_pem_bundle(&ca.read()?).map_err(no_pem)?,
-            None => Vec::new(),
-        };
-        if self.ca.is_some() && roots.is_empty() {
-            return Err(invalid("the CA holds no certificate"));
-        }
-        let identity = match &self.identity {
-            Some((certificate, key)) => {
-                let pem = [certificate.read()?, b"\n".to_vec(), key.read()?].concat();
-                Some(Identity::from_pem(&pem).map_err(no_pem)?)
-            }
-            None => None,
-        };
-        Ok(Tls { roots, identity, unchecked: self.unchecked_certificates })
-    }
 }
 
-/// What TLS needs, made once.
-#[cfg(feature = "tls")]
-struct Tls {
-    roots: Vec<reqwest::Certificate>,
-    identity: Option<reqwest::Identity>,
-    unchecked: bool,
+/// What a URL says of an agent.
+struct Place {
+    /// Without user and password, and without a slash at its end.
+    base: Arc<str>,
+    /// Host and port.
+    endpoint: String,
+    /// `user:password`.
+    basic: Option<String>,
 }
 
-#[cfg(feature = "tls")]
-impl Tls {
-    fn apply(&self, mut client: reqwest::ClientBuilder) -> reqwest::ClientBuilder {
-        if !self.roots.is_empty() {
-            client = client.tls_certs_only(self.roots.iter().cloned());
-        }
-        if let Some(identity) = &self.identity {
-            client = client.identity(identity.clone());
-        }
-        client.tls_danger_accept_invalid_certs(self.unchecked)
-    }
-}
-
-/// There is none.
-#[cfg(not(feature = "tls"))]
-enum Tls {}
-
-#[cfg(not(feature = "tls"))]
-impl Tls {
-    fn apply(&self, _: reqwest::ClientBuilder) -> reqwest::ClientBuilder {
-        match *self {}
-    }
-}
-
-/// A URL without a slash at its end, and host and port. What is wrong with it is said without
-/// repeating it: it may hold a password.
-fn parse(url: &str) -> Result<(Arc<str>, String), Error> {
-    let parsed = Url::parse(url).map_err(|error| invalid(error.to_string()))?;
+/// Reads a URL. What is wrong with it is said without repeating it: it may hold a password.
+fn parse(url: &str) -> Result<Place, Error> {
+    let mut parsed = Url::parse(url).map_err(|error| invalid(error.to_string()))?;
     if !matches!(parsed.scheme(), "http" | "https") {
         return Err(invalid("it begins neither with http:// nor with https://"));
-    }
-    if !parsed.username().is_empty() || parsed.password().is_some() {
-        return Err(
-            invalid("it holds a user or a password").advise("give an ACL token to Config::token")
-        );
     }
     if parsed.query().is_some() || parsed.fragment().is_some() {
         return Err(invalid("it holds a query or a fragment"));
@@ -495,16 +409,22 @@ fn parse(url: &str) -> Result<(Arc<str>, String), Error> {
         return Err(invalid("it names no host"));
     };
     let endpoint = format!("{host}:{port}");
-    Ok((parsed.as_str().trim_end_matches('/').into(), endpoint))
+    let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    let user = decoded(parsed.username());
+    let basic = parsed.password().map(|password| format!("{user}:{}", decoded(password)));
+    // A place without a host has none to take them off, and there is none.
+    let _ = (parsed.set_username(""), parsed.set_password(None));
+    Ok(Place { base: parsed.as_str().trim_end_matches('/').into(), endpoint, basic })
 }
 
-fn invalid(reason: impl Into<String>) -> Error {
+pub(crate) fn invalid(reason: impl Into<String>) -> Error {
     Error::new(ErrorKind::Invalid, "use the configuration for consul", reason)
 }
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let endpoint: Vec<_> = self.urls.split(',').map(|url| parse(url).ok()).collect();
+        let endpoint: Vec<_> =
+            self.urls.split(',').map(|url| Some(parse(url).ok()?.endpoint)).collect();
         f.debug_struct("Config")
             .field("endpoint", &endpoint)
             .field("options", &self.options)

@@ -1,6 +1,7 @@
 //! The variables by which Consul's own tools are told where the agent is.
 
-use crate::config::{Config, Pem};
+use crate::config::Config;
+use crate::tls::Pem;
 use crate::token::Token;
 
 /// Where an agent is that nobody names.
@@ -43,9 +44,9 @@ pub(crate) fn read(variable: impl Fn(&str) -> Option<String>) -> Config {
     config.credentials.basic = variable("CONSUL_HTTP_AUTH");
     config.enterprise_namespace = variable("CONSUL_NAMESPACE");
     config.enterprise_partition = variable("CONSUL_PARTITION");
-    config.ca = variable("CONSUL_CACERT").map(|path| Pem::File(path.into()));
+    config.tls.ca = variable("CONSUL_CACERT").map(|path| Pem::File(path.into()));
     let identity = (variable("CONSUL_CLIENT_CERT"), variable("CONSUL_CLIENT_KEY"));
-    config.identity = match identity {
+    config.tls.identity = match identity {
         (Some(certificate), Some(key)) => {
             Some((Pem::File(certificate.into()), Pem::File(key.into())))
         }
@@ -58,7 +59,55 @@ pub(crate) fn read(variable: impl Fn(&str) -> Option<String>) -> Config {
     if let Some(name) = UNSUPPORTED.iter().find(|name| variable(name).is_some()) {
         invalid = Some(format!("{name} is set, which is not supported"));
     }
-    config.unchecked_by_environment = !verify;
+    config.tls.unchecked_by_environment = !verify;
     config.invalid = invalid;
     config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(variables: &[(&str, &str)]) -> Config {
+        let found = |name: &str| variables.iter().find(|(known, _)| *known == name);
+        read(|name| found(name).map(|(_, value)| (*value).to_owned()))
+    }
+
+    #[test]
+    fn the_address_is_read_as_consul_reads_it() {
+        for (variables, url) in [
+            (&[][..], "http://127.0.0.1:8500"),
+            (&[("CONSUL_HTTP_ADDR", "10.0.0.1:80")], "http://10.0.0.1:80"),
+            (&[("CONSUL_HTTP_ADDR", "https://c:8501")], "https://c:8501"),
+            (&[("CONSUL_HTTP_ADDR", "c:8501"), ("CONSUL_HTTP_SSL", "true")], "https://c:8501"),
+            (&[("CONSUL_HTTP_ADDR", "http://c:8501"), ("CONSUL_HTTP_SSL", "1")], "https://c:8501"),
+            (&[("CONSUL_HTTP_ADDR", "unix:///run/consul")], "unix:///run/consul"),
+        ] {
+            let config = config(variables);
+            assert_eq!((&*config.urls, config.invalid), (url, None), "{variables:?}");
+        }
+    }
+
+    #[test]
+    fn what_means_something_else_is_refused() {
+        for variable in [
+            ("CONSUL_HTTP_SSL", "yes please"),
+            ("CONSUL_CAPATH", "/etc/ssl"),
+            ("CONSUL_TLS_SERVER_NAME", "consul"),
+            ("CONSUL_CLIENT_CERT", "cert.pem"),
+        ] {
+            assert!(config(&[variable]).invalid.is_some(), "{variable:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_comes_before_a_token_and_neither_is_shown() {
+        let token = ("CONSUL_HTTP_TOKEN", "sesame");
+        let user = ("CONSUL_HTTP_AUTH", "user:sesame");
+        let both = config(&[token, user, ("CONSUL_HTTP_TOKEN_FILE", "/run/token")]);
+        assert!(matches!(&both.credentials.token, Token::File(path) if path.ends_with("token")));
+        let one = config(&[token, user]);
+        assert!(matches!(&one.credentials.token, Token::Value(token) if &**token == "sesame"));
+        assert!(!format!("{both:?}{one:?}").contains("sesame"));
+    }
 }

@@ -47,6 +47,8 @@ mod acquire;
 mod api;
 mod backend;
 mod config;
+#[cfg(feature = "tls")]
+mod crypto;
 mod end;
 mod env;
 mod error;
@@ -60,7 +62,6 @@ mod polls;
 mod probe;
 mod sessions;
 mod shared;
-#[cfg(feature = "tls")]
 mod tls;
 mod token;
 mod txn;

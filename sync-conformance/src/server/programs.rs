@@ -81,7 +81,8 @@ pub fn etcd(members: usize, more: &[&str]) -> Launch {
 
 /// A Consul agent that is a server, or a cluster of several (`CONSUL` names another program), that
 /// keeps its data over a kill. It accepts TTLs of a second and more, and thousands of connections of
-/// one client. The URL is that of all members, joined by commas. What `more` says, as HCL, comes
+/// one client; a server that has died is not taken off the catalogue, which would end the sessions
+/// that were made through it. The URL is that of all members, joined by commas. What `more` says, as HCL, comes
 /// last, and so counts.
 ///
 /// ```no_run
@@ -114,6 +115,7 @@ pub fn consul(members: usize, more: &[&str]) -> Launch {
                 performance {{ raft_multiplier = 1 }}
                 session_ttl_min = \"1s\"
                 limits {{ http_max_conns_per_client = 10000 }}
+                autopilot {{ cleanup_dead_servers = false }}
                 disable_update_check = true
                 log_level = \"warn\"",
                 data.display()

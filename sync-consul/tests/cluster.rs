@@ -1,0 +1,11 @@
+//! The shared suite against a real cluster of three servers.
+
+use std::process::ExitCode;
+
+#[path = "conformance.rs"]
+#[allow(dead_code, reason = "its main is not used here")]
+mod conformance;
+
+fn main() -> ExitCode {
+    sync_conformance::main(conformance::Consul { name: "consul-cluster", members: 3 })
+}
