@@ -40,6 +40,10 @@ impl<'a> Op<'a> {
         }
     }
 
+    fn writes(&self) -> bool {
+        matches!(self.verb, "lock" | "unlock" | "delete")
+    }
+
     fn new(verb: &'static str, key: &'a str) -> Self {
         Self { verb, key, ..Self::default() }
     }
@@ -135,15 +139,16 @@ impl<'a> Seen<'a> {
 pub(crate) fn refused(head: &Head, ops: &[Op<'_>]) -> Result<BTreeSet<usize>, StoreError> {
     let Refusals { errors } =
         serde_json::from_str(&head.text).unwrap_or(Refusals { errors: Vec::new() });
-    if let Some(denial) = errors.iter().find(|refusal| error::is_denial(&refusal.what)) {
-        let what = match ops.get(denial.operation) {
-            Some(op) if op.verb.starts_with("get") || op.verb.starts_with("check") => {
-                format!("key:read on {:?}", without_nonce(op.key))
-            }
-            Some(op) => format!("key:write on {:?}", without_nonce(op.key)),
-            None => "key:write".to_owned(),
+    let denied = || errors.iter().filter(|refusal| error::is_denial(&refusal.what));
+    if let Some(first) = denied().next() {
+        let ops = || denied().filter_map(|refusal| ops.get(refusal.operation));
+        // Who may write may read: that is the one to ask for.
+        let what = match (ops().find(|op| op.writes()), ops().next()) {
+            (Some(op), _) => format!("key:write on {:?}", without_nonce(op.key)),
+            (None, Some(op)) => format!("key:read on {:?}", without_nonce(op.key)),
+            (None, None) => "key:write".to_owned(),
         };
-        return Err(error::denied(&denial.what, &what));
+        return Err(error::denied(&first.what, &what));
     }
     let names = |what: &str| {
         ops.iter().any(|op| {
