@@ -190,7 +190,7 @@ impl Api {
                     .advise("the agent's session_ttl_min says how short a TTL may be"))
             }
             500 if head.text.contains("Missing node registration") => {
-                Err(StoreError::unsent("the agent has not registered itself yet"))
+                Err(StoreError::unsent(error::NOT_REGISTERED))
             }
             500 if head.text.contains("heck") => {
                 Err(StoreError::refused(ErrorKind::Invalid, head.text.trim())

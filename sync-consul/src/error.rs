@@ -17,6 +17,16 @@ pub(crate) fn is_unknown_token(status: u16, text: &str) -> bool {
     status == 403 && text.contains("ACL not found")
 }
 
+/// What an agent has yet to do that has just started.
+pub(crate) const NOT_REGISTERED: &str = "the agent has not registered itself yet";
+pub(crate) const NO_LEADER: &str = "the agent knows no leader";
+
+/// Whether an agent that has just started may say so.
+pub(crate) fn is_beginners(error: &StoreError) -> bool {
+    let text = error.to_string();
+    is_unknown_token(403, &text) || [NOT_REGISTERED, NO_LEADER].contains(&&*text)
+}
+
 /// An answer with a status that nobody had a use for.
 ///
 /// Only those that Consul gives before it hands a request on are settled. A 500 may come after the

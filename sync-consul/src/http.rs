@@ -73,7 +73,7 @@ impl Dial for Agents {
         let (status, text) = (answer.status().as_u16(), refusal(answer).await);
         match status {
             200 if text.trim() != "\"\"" => Ok(agent),
-            200 => Err(StoreError::unsent("the agent knows no leader")),
+            200 => Err(StoreError::unsent(error::NO_LEADER)),
             status => Err(error::answered(status, &text).into_unsent()),
         }
     }

@@ -7,8 +7,15 @@ use sync_core::backend::Nonce;
 
 use crate::api::Api;
 use crate::backend::Settings;
+use crate::error;
 use crate::keys::Keys;
 use crate::txn::Op;
+
+/// How long an agent that has just started is waited for.
+const STARTING: Duration = Duration::from_secs(2);
+
+/// How often it is asked meanwhile.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// Finds out whether the token may do what is needed, and whether the agent keeps the least TTL.
 ///
@@ -20,8 +27,26 @@ pub(crate) async fn probe(
     nonce: Nonce,
     least_ttl: Duration,
 ) -> Result<(), StoreError> {
+    let clock = api.http.connector().clock();
+    let until = clock.now() + STARTING;
     let key = keys.void("probe", nonce);
-    api.done(&[Op::delete(&key)]).await?;
+    loop {
+        match ask(api, &key, settings, least_ttl).await {
+            Err(error) if error::is_beginners(&error) && clock.now() < until => {
+                clock.sleep_until(clock.now() + AGAIN).await;
+            }
+            asked => return asked,
+        }
+    }
+}
+
+async fn ask(
+    api: &Api,
+    key: &str,
+    settings: &Settings,
+    least_ttl: Duration,
+) -> Result<(), StoreError> {
+    api.done(&[Op::delete(key)]).await?;
     let session = api.create_session(&settings.session(least_ttl)).await.map_err(|error| {
         let advice = "or set Config::least_ttl to what the agent allows";
         if error.to_string().contains("Session TTL") { error.advise(advice) } else { error }
