@@ -53,7 +53,8 @@ impl Requests {
         let http = reqwest::Client::builder().no_proxy().tcp_nodelay(true).build()?;
         let url = url.split(',').next().unwrap_or_default().to_owned();
         let mut this = Self { http, url, session: String::new() };
-        let session = json!({ "TTL": "3600s", "NodeChecks": [], "Behavior": "delete", "LockDelay": "0s" });
+        let session =
+            json!({ "TTL": "3600s", "NodeChecks": [], "Behavior": "delete", "LockDelay": "0s" });
         let (_, answer) = this.ask(Method::PUT, "/v1/session/create", session.to_string()).await?;
         let answer: Value = serde_json::from_slice(&answer)?;
         this.session = answer["ID"].as_str().ok_or("no session")?.to_owned();

@@ -117,9 +117,11 @@ impl Driver {
             return self.settle(at).await;
         }
         let newcomer = note.created == 0;
+        let crowded = || self.crowds.is_crowded(&at.key, self.environment.clock.now());
         match at.claim.kind {
+            Kind::Lock if newcomer && at.claim.queue && crowded() => self.join(at, true).await,
             Kind::Lock if newcomer => self.take_free(at, note).await,
-            Kind::Leader if newcomer => self.join(at, 0).await,
+            Kind::Leader if newcomer => self.join(at, true).await,
             _ => self.in_line(at, note).await,
         }
     }
@@ -143,11 +145,11 @@ impl Driver {
                 Refused::Ours(grant) => return Ok(Attempt::Held(grant)),
                 Refused::Left(index) => left = Some(index),
                 Refused::Cleared => left = None,
-                Refused::Taken if at.claim.queue => return self.join(at, 0).await,
+                Refused::Taken if at.claim.queue => return self.join(at, false).await,
                 Refused::Taken => return Ok(note.blocked(None)),
                 Refused::Soon => return Ok(note.blocked(Some(SOON))),
                 Refused::Delayed if std::mem::take(&mut again) => left = None,
-                Refused::Delayed if at.claim.queue => return self.join(at, 1).await,
+                Refused::Delayed if at.claim.queue => return self.join(at, true).await,
                 Refused::Delayed => return Ok(note.blocked(None)),
                 Refused::SessionEnded => return Ok(Attempt::SessionEnded),
             }
@@ -170,11 +172,11 @@ impl Driver {
         if !at.claim.queue {
             return Ok(Note::default().blocked(None));
         }
-        Ok(self.placed(at, &seen.line, 0)?.blocked(None))
+        Ok(self.placed(at, &seen.line)?.blocked(None))
     }
 
-    /// Takes a ticket. Whoever is the first with it enters an election in the same call.
-    async fn join(&self, at: &Spot<'_>, refusals: u32) -> Result<Attempt, StoreError> {
+    /// Takes a ticket. With `enter`, whoever is the first with it tries the key in the same call.
+    async fn join(&self, at: &Spot<'_>, enter: bool) -> Result<Attempt, StoreError> {
         let mut seen = at.seen(None);
         let ops =
             [Op::absent(&at.void), Op::lock(&at.ticket, at.session, &[]), Op::get_tree(&at.line)];
@@ -184,10 +186,9 @@ impl Driver {
                 _ => Err(StoreError::unknown("the agent refused a place in the line")),
             };
         }
-        let note = self.placed(at, &seen.line, refusals)?;
+        let note = self.placed(at, &seen.line)?;
         let first = self.sessions.place(at.session, at.claim.nonce) == Place::First;
-        // A lock that was free a moment ago, and could not be had, is tried again as well.
-        let attempt = if first && (at.claim.kind == Kind::Leader || refusals > 0) {
+        let attempt = if first && enter {
             self.enter(at, note).await.map_err(StoreError::unsettled)?
         } else {
             note.blocked(None)
@@ -204,7 +205,7 @@ impl Driver {
             let line = self.look_at_line(at, note.created).await?;
             if !line.stands() {
                 // Somebody has removed the ticket: to the end of the line.
-                return self.join(at, 0).await;
+                return self.join(at, false).await;
             }
             if self.sessions.place(at.session, at.claim.nonce) != Place::First {
                 return Ok(note.blocked(None));
@@ -320,7 +321,7 @@ impl Driver {
     }
 
     /// The place of a ticket that was just made.
-    fn placed(&self, at: &Spot<'_>, line: &Line, refusals: u32) -> Result<Note, StoreError> {
+    fn placed(&self, at: &Spot<'_>, line: &Line) -> Result<Note, StoreError> {
         let Some(created) = line.created() else {
             return Err(off_by_one());
         };
@@ -329,8 +330,9 @@ impl Driver {
         } else {
             self.sessions.stands(at.session, at.claim.nonce, Place::Unknown);
         }
+        self.crowds.seen(&at.key, !line.is_empty(), self.environment.clock.now());
         self.name_strange(line);
-        Ok(Note { created, refusals })
+        Ok(Note { created, refusals: 0 })
     }
 
     /// Nobody tells when the time has come: after a while again.

@@ -14,6 +14,7 @@ use sync_core::{Environment, Kind, Name, StoreError};
 
 use crate::acquire::{Note, Spot};
 use crate::api::{Api, NewSession, ServiceCheck};
+use crate::crowds::Crowds;
 use crate::ghosts::Recent;
 use crate::keys::Keys;
 use crate::line::Line;
@@ -75,6 +76,7 @@ pub(crate) struct Driver {
     pub(crate) api: Api,
     pub(crate) polls: Polls,
     pub(crate) sessions: Sessions,
+    pub(crate) crowds: Crowds,
     pub(crate) ended: Mutex<Recent>,
     /// The lines in which a key that is no ticket was named already.
     strange: Mutex<BTreeSet<String>>,
@@ -102,6 +104,7 @@ impl Consul {
             api,
             polls,
             sessions: Sessions::default(),
+            crowds: Crowds::default(),
             ended: Mutex::default(),
             strange: Mutex::default(),
         };

@@ -20,6 +20,9 @@ impl Driver {
         grant: Option<&Grant>,
         unanswered: bool,
     ) -> Result<Ended, StoreError> {
+        if grant.is_some() {
+            self.crowds.held_until(&at.key, self.environment.clock.now());
+        }
         match (grant, unanswered) {
             (Some(grant), false) => self.release(at, grant).await,
             (None, false) => self.step_out(at).await,

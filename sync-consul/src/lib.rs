@@ -47,6 +47,7 @@ mod acquire;
 mod api;
 mod backend;
 mod config;
+mod crowds;
 #[cfg(feature = "tls")]
 mod crypto;
 mod end;

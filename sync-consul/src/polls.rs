@@ -325,12 +325,15 @@ impl Poll {
         }
     }
 
-    /// Resolves when nobody has followed it for a while.
+    /// Resolves when nobody has followed it for a while: at once if nothing stands there, since such
+    /// a poll ends with every change of a sibling.
     async fn unwanted(&self) {
         let clock = &*self.environment.clock;
         loop {
             self.states.closed().await;
-            clock.sleep_until(clock.now() + LINGER).await;
+            if !matches!(*self.states.borrow(), State::Is(None)) {
+                clock.sleep_until(clock.now() + LINGER).await;
+            }
             if self.states.receiver_count() == 0 {
                 return;
             }
