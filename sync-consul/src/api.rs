@@ -192,10 +192,9 @@ impl Api {
             500 if head.text.contains("Missing node registration") => {
                 Err(StoreError::unsent(error::NOT_REGISTERED))
             }
-            500 if head.text.contains("heck") => {
-                Err(StoreError::refused(ErrorKind::Invalid, head.text.trim())
-                    .advise("see to it that the checks named in the Config are there and pass"))
-            }
+            // "Missing check" or "is in critical state": both may change.
+            500 if head.text.contains("heck '") => Err(StoreError::unsent(head.text.trim())
+                .advise("the checks that Config names must be there and pass")),
             _ => Err(head.error()),
         }
     }
