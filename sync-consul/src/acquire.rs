@@ -12,9 +12,13 @@ use crate::pair::{LOCK_FLAGS, Pair};
 use crate::sessions::Place;
 use crate::txn::{Op, Seen, off_by_one};
 
-/// The first pause where nobody tells when the name can be had, and the longest.
+/// The first pause where nobody tells when the name can be had, and the longest. The first is short:
+/// where many take turns, the name was given back a moment ago more often than it is delayed.
+const FIRST: Duration = Duration::from_millis(10);
+const LONGEST: Duration = Duration::from_secs(1);
+
+/// The pause while another claim of this session is about to end.
 const SOON: Duration = Duration::from_millis(100);
-const LATE: Duration = Duration::from_secs(1);
 
 /// How often the key may change under one try.
 const ROUNDS: u32 = 4;
@@ -337,7 +341,7 @@ impl Driver {
 
     /// Nobody tells when the time has come: after a while again.
     fn delayed(&self, note: Note) -> Attempt {
-        let pause = (SOON * (1 << note.refusals.min(5))).min(LATE);
+        let pause = (FIRST * (1 << note.refusals.min(7))).min(LONGEST);
         let refusals = note.refusals.saturating_add(1);
         Note { refusals, ..note }.blocked(Some(self.environment.jitter(pause)))
     }

@@ -40,7 +40,8 @@ impl Scene {
 }
 
 #[tokio::test]
-async fn a_destroyed_session_is_told_before_anybody_else_is_granted_the_name() -> Result<(), Failed> {
+async fn a_destroyed_session_is_told_before_anybody_else_is_granted_the_name() -> Result<(), Failed>
+{
     let scene = Scene::new().await?;
     let (a, b) = (scene.config().connect().await?, scene.config().connect().await?);
     let lock = a.lock("x");
@@ -104,7 +105,8 @@ async fn a_session_may_hang_on_a_check() -> Result<(), Failed> {
     let config = || scene.config().node_checks(["app"]).connect();
     let error = config().await.unwrap_err();
     assert!(error.to_string().contains("app") && error.to_string().contains("checks"), "{error}");
-    let check = json!({ "ID": "app", "Name": "app", "TTL": "60s", "Status": "passing" }).to_string();
+    let check =
+        json!({ "ID": "app", "Name": "app", "TTL": "60s", "Status": "passing" }).to_string();
     scene.api.ask("PUT", "/v1/agent/check/register", check.as_bytes()).await?;
     let sync = timeout(AT_ONCE, async {
         loop {
