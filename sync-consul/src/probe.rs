@@ -51,5 +51,12 @@ async fn ask(
         let advice = "or set Config::least_ttl to what the agent allows";
         if error.to_string().contains("Session TTL") { error.advise(advice) } else { error }
     })?;
-    api.destroy_session(&session).await
+    // Nobody need wait for that: whoever may make a session may end it.
+    let api = api.clone();
+    drop(tokio::spawn(async move {
+        if let Err(error) = api.destroy_session(&session).await {
+            tracing::debug!(%error, "the session of the probe ends with its TTL");
+        }
+    }));
+    Ok(())
 }
