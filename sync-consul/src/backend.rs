@@ -19,7 +19,7 @@ use crate::ghosts::Recent;
 use crate::keys::Keys;
 use crate::line::Line;
 use crate::pair::{Pair, index, sighting, version};
-use crate::polls::{Polls, State, Subject, Why};
+use crate::polls::{Following, Polls, State, Subject, Why};
 use crate::sessions::{Place, Sessions};
 use crate::txn::{Op, off_by_one};
 
@@ -129,17 +129,21 @@ impl Driver {
             // The core has waited for as long as was to be waited.
             return;
         }
+        let mut key = None;
         loop {
             match self.sessions.place(at.session, at.claim.nonce) {
                 Place::First => {
                     let held = |pair: &Pair| !pair.session.is_empty();
-                    self.until(&at.key, |pair| !pair.is_some_and(held)).await;
+                    let states = key.take().or_else(|| self.followed(&at.key));
+                    until(states, |pair| !pair.is_some_and(held)).await;
                     return;
                 }
                 Place::After(before) => {
-                    if !self.until(&before, |pair| pair.is_none()).await {
+                    if !until(self.followed(&before), |pair| pair.is_none()).await {
                         return;
                     }
+                    // Most likely it is this one's turn: the key is looked at meanwhile.
+                    key = self.followed(&at.key);
                 }
                 Place::Unknown => {}
             }
@@ -151,17 +155,19 @@ impl Driver {
         }
     }
 
-    /// Resolves when what stands at a key is as wanted, or (`false`) cannot be read.
-    async fn until(&self, key: &str, wanted: impl Fn(Option<&Pair>) -> bool) -> bool {
-        let Some(mut states) = self.polls.follow(Subject::Key(key.to_owned()), Why::Wait) else {
-            return false;
-        };
-        loop {
-            match states.next().await {
-                State::Is(pair) if wanted(pair.as_deref()) => return true,
-                State::Failed(_) => return false,
-                _ => {}
-            }
+    fn followed(&self, key: &str) -> Option<Following> {
+        self.polls.follow(Subject::Key(key.to_owned()), Why::Wait)
+    }
+}
+
+/// Resolves when what stands at a key is as wanted, or (`false`) cannot be read.
+async fn until(states: Option<Following>, wanted: impl Fn(Option<&Pair>) -> bool) -> bool {
+    let Some(mut states) = states else { return false };
+    loop {
+        match states.next().await {
+            State::Is(pair) if wanted(pair.as_deref()) => return true,
+            State::Failed(_) => return false,
+            _ => {}
         }
     }
 }
@@ -292,8 +298,8 @@ impl Backend for Consul {
     async fn watch(&self, kind: Kind, name: &Name, seen: &Version) -> Result<Sighting, StoreError> {
         let driver = &self.driver;
         let key = driver.keys.claim(kind, name);
-        let followed = driver.polls.follow(Subject::Key(key.clone()), Why::Wait);
-        let mut states = followed.ok_or_else(|| StoreError::unsent("too much is followed"))?;
+        let mut states =
+            driver.followed(&key).ok_or_else(|| StoreError::unsent("too much is followed"))?;
         loop {
             match states.next().await {
                 State::Is(pair) if sighting(pair.as_deref()).version != *seen => {
