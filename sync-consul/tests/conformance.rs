@@ -66,11 +66,14 @@ impl Store for Consul {
     }
 
     async fn leader(&self, url: &str) -> Result<usize, Failed> {
-        for (index, agent) in url.split(',').enumerate() {
-            let Ok(own) = Api::new(agent, root()).json("GET", "/v1/agent/self", b"").await else {
-                continue;
-            };
-            if own["Stats"]["consul"]["leader"].as_str() == Some("true") {
+        // An agent's word on itself is not to be had: a new leader may keep it back for long.
+        let path = "/v1/operator/raft/configuration";
+        for agent in url.split(',') {
+            let Ok(raft) = Api::new(agent, root()).json("GET", path, b"").await else { continue };
+            let servers = raft["Servers"].as_array();
+            let leader = servers.into_iter().flatten().find(|server| server["Leader"] == true);
+            let name = leader.and_then(|leader| leader["Node"].as_str());
+            if let Some(index) = name.and_then(|name| name.strip_prefix('m')?.parse().ok()) {
                 return Ok(index);
             }
         }

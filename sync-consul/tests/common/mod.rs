@@ -23,7 +23,7 @@ pub(crate) const ROOT: &str = "00000000-0000-4000-8000-000000000001";
 pub(crate) const SUITE: &str = "00000000-0000-4000-8000-000000000002";
 
 /// How long an agent may take for an answer before the next is asked.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Makes the suite's token.
 pub(crate) async fn prepare(url: &str) -> Result<(), Failed> {
