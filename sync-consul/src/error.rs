@@ -2,7 +2,7 @@
 
 use std::error::Error as _;
 
-use sync_core::{ErrorKind, StoreError};
+use sync_core::{ErrorKind, StoreError, tls};
 
 /// What a token needs, as the documentation shows it and a test uses it.
 const LEAST_PRIVILEGE: &str = include_str!("acl.hcl");
@@ -90,21 +90,12 @@ fn words(error: reqwest::Error) -> String {
     words
 }
 
-/// What rustls's words for a failed handshake call for.
-fn tls_advice(text: &str) -> Option<&'static str> {
-    let known = [
-        ("unknownissuer", "give the CA that signed the agent's certificate to Config::ca"),
-        ("not valid for name", "the certificate is for another host name than the URL's"),
-        ("notvalidforname", "the certificate is for another host name than the URL's"),
-        ("expired", "the agent's certificate has expired"),
-        ("certificaterequired", "give a client certificate to Config::identity"),
-        ("badcertificate", "the agent may want a client certificate: Config::identity"),
-        ("handshakefailure", "the agent may want a client certificate: Config::identity"),
-        ("invalidcontenttype", "the agent does not speak TLS on this port: use http://"),
-        ("corrupt message", "the agent does not speak TLS on this port: use http://"),
-    ];
-    let text = text.to_lowercase();
-    known.into_iter().find(|(word, _)| text.contains(word)).map(|(_, advice)| advice)
+/// What an error of TLS calls for.
+fn tls_advice(text: &str) -> Option<String> {
+    // Go's words for a client certificate that it does not take.
+    let refused = text.to_lowercase().contains("badcertificate");
+    let no_client = || "the agent may want a client certificate: Config::identity".to_owned();
+    tls::advice(text, "http://").or_else(|| refused.then(no_client))
 }
 
 pub(crate) fn permissions() -> String {

@@ -132,6 +132,10 @@ pub fn consul(members: usize, more: &[&str]) -> Launch {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio::time::{sleep, timeout};
+
     use super::super::{Server, launch::ask};
     use super::*;
 
@@ -177,5 +181,49 @@ mod tests {
         post(&cluster, 1, "/v3/kv/put", r#"{"key":"aw==","value":"YW5ldw=="}"#).await;
         cluster.members()[0].restart().await.unwrap();
         assert!(value(&cluster, 0).await.contains("YW5ldw=="));
+    }
+
+    /// What stands at the key `k`, as the member with this index has it.
+    async fn kept(cluster: &Server, member: usize) -> String {
+        let question = "GET /v1/kv/k?raw HTTP/1.0\r\n\r\n";
+        ask(cluster.addresses()[member], question).await.unwrap()
+    }
+
+    /// A server that has just come back may not have a leader, or not have caught up.
+    async fn keeps(cluster: &Server, member: usize, value: &str) {
+        let looking = async {
+            while !kept(cluster, member).await.ends_with(value) {
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), looking).await.unwrap();
+    }
+
+    async fn put(cluster: &Server, member: usize, value: &str) {
+        let length = value.len();
+        let question = format!("PUT /v1/kv/k HTTP/1.0\r\nContent-Length: {length}\r\n\r\n{value}");
+        let written = async {
+            while !ask(cluster.addresses()[member], &question).await.unwrap().ends_with("true") {
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), written).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_consul_cluster_keeps_its_data_over_a_kill() {
+        let cluster = consul(3, &[]).start().await.unwrap();
+        put(&cluster, 0, "kept").await;
+        cluster.restart().await.unwrap();
+        for member in 0..3 {
+            keeps(&cluster, member, "kept").await;
+        }
+
+        // It goes on without one, and takes it back.
+        cluster.members()[0].kill().unwrap();
+        cluster.members()[1].restart().await.unwrap();
+        put(&cluster, 1, "anew").await;
+        cluster.members()[0].restart().await.unwrap();
+        keeps(&cluster, 0, "anew").await;
     }
 }
