@@ -5,6 +5,8 @@
 //! cargo run -p sync-consul --example consul-elect -- scheduler --node b -- sh -c 'echo "token $SYNC_TOKEN"'
 //! ```
 //!
+//! `consul kv get sync/leader/scheduler` prints who leads, as JSON.
+//!
 //! `CONSUL_HTTP_ADDR`, `CONSUL_HTTP_TOKEN` and the other variables of Consul's own tools count; a
 //! `--url` comes before the address among them. The command line is the same for every store, so it
 //! stands in `sync-conformance`.

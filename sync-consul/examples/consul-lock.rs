@@ -4,6 +4,9 @@
 //! cargo run -p sync-consul --example consul-lock -- nightly-report -- sh -c 'echo "token $SYNC_TOKEN"'
 //! ```
 //!
+//! `consul lock sync/lock/nightly-report COMMAND` excludes it and is excluded by it, and so does
+//! Go's `api.Lock` with the key `sync/lock/nightly-report/.lock`.
+//!
 //! `CONSUL_HTTP_ADDR`, `CONSUL_HTTP_TOKEN` and the other variables of Consul's own tools count; a
 //! `--url` comes before the address among them. The command line is the same for every store, so it
 //! stands in `sync-conformance`.

@@ -1,0 +1,118 @@
+//! Agents of a test's own, and what is to be seen on them.
+#![allow(dead_code, reason = "each test uses its part")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may")]
+
+use std::time::Duration;
+
+use serde_json::Value;
+use sync_conformance::driver::{Driver, TTL};
+use sync_conformance::{Failed, Server, server};
+use sync_consul::{Config, Coordinator, Options};
+use sync_core::Name;
+use sync_core::backend::{Claim, Session};
+
+use crate::common::{Api, Pair};
+
+/// By these flags other programs know a key as a lock.
+pub(crate) const LOCK_FLAGS: u64 = 3_304_740_253_564_472_344;
+
+/// An agent that nobody else uses.
+pub(crate) async fn agent(more: &[&str]) -> Server {
+    server::consul(1, more).start().await.unwrap()
+}
+
+pub(crate) fn config(url: impl AsRef<str>) -> Config {
+    Config::new(url).least_ttl(Duration::from_secs(1))
+}
+
+pub(crate) async fn client(server: &Server) -> Driver {
+    client_with(server, TTL).await
+}
+
+pub(crate) async fn client_with(server: &Server, ttl: Duration) -> Driver {
+    Driver::on(config(server.url()).backend().await.unwrap(), ttl).await
+}
+
+pub(crate) async fn coordinator(url: &str, ttl: Duration) -> Coordinator {
+    config(url).options(Options::new().ttl(ttl)).connect().await.unwrap()
+}
+
+/// Somebody who looks, and does what an operator does.
+pub(crate) fn operator(server: &Server) -> Api {
+    Api::new(&server.url(), None)
+}
+
+/// The ids of all sessions.
+pub(crate) async fn sessions(api: &Api) -> Result<Vec<String>, Failed> {
+    let list = api.json("GET", "/v1/session/list?consistent", b"").await?;
+    let list = list.as_array().ok_or("no list of sessions")?;
+    Ok(list.iter().filter_map(|one| one["ID"].as_str().map(ToOwned::to_owned)).collect())
+}
+
+/// The names of all keys under a prefix, in the order of their making.
+pub(crate) async fn keys(api: &Api, prefix: &str) -> Vec<String> {
+    let mut pairs = api.pairs(prefix).await.unwrap();
+    pairs.sort_by_key(|pair| pair.create_index);
+    pairs.into_iter().map(|pair| pair.key).collect()
+}
+
+/// The one key under a prefix.
+pub(crate) async fn only(api: &Api, prefix: &str) -> Pair {
+    let mut pairs = api.pairs(prefix).await.unwrap();
+    assert_eq!(pairs.len(), 1, "{pairs:?}");
+    pairs.remove(0)
+}
+
+pub(crate) async fn put(api: &Api, key: &str, value: &str) {
+    api.ask("PUT", &format!("/v1/kv/{key}"), value.as_bytes()).await.unwrap();
+}
+
+pub(crate) async fn delete(api: &Api, key: &str) {
+    api.ask("DELETE", &format!("/v1/kv/{key}"), b"").await.unwrap();
+}
+
+pub(crate) async fn destroy(api: &Api, session: &str) {
+    api.ask("PUT", &format!("/v1/session/destroy/{session}"), b"").await.unwrap();
+}
+
+/// A session of somebody else, which lives until it is destroyed.
+pub(crate) async fn open_session(api: &Api) -> String {
+    let made = api.json("PUT", "/v1/session/create", br#"{"NodeChecks":[]}"#).await.unwrap();
+    made["ID"].as_str().unwrap().to_owned()
+}
+
+/// The keys of a claim, as other programs and other versions know them.
+pub(crate) fn key(claim: &Claim) -> String {
+    let name = Name::encoded(&claim.name);
+    match claim.kind {
+        sync_core::Kind::Lock => format!("sync/lock/{name}/.lock"),
+        _ => format!("sync/leader/{name}"),
+    }
+}
+
+pub(crate) fn ticket(session: &Session, claim: &Claim) -> String {
+    let Claim { kind, name, nonce, .. } = claim;
+    format!("sync/line/{kind}/{}/{}-{}", Name::encoded(name), session.id, nonce.to_hex())
+}
+
+pub(crate) fn void(session: &Session, claim: &Claim) -> String {
+    format!("sync/void/{}-{}", session.id, claim.nonce.to_hex())
+}
+
+/// What the agent has counted so far: `Count` of a counter or of a sample.
+pub(crate) async fn counted(api: &Api, name: &str) -> u64 {
+    let metrics = api.json("GET", "/v1/agent/metrics", b"").await.unwrap();
+    let of = |kind: &str| -> u64 {
+        let all = metrics[kind].as_array().cloned().unwrap_or_default();
+        let named = all.iter().filter(|one| one["Name"].as_str() == Some(name));
+        named.filter_map(|one| one["Count"].as_u64()).sum()
+    };
+    of("Counters") + of("Samples")
+}
+
+/// How far the log has come: each write moves it by one, and so does a session's end.
+pub(crate) async fn applied(api: &Api) -> u64 {
+    let own: Value = api.json("GET", "/v1/agent/self", b"").await.unwrap();
+    let text = own["Stats"]["raft"]["last_log_index"].as_str().unwrap().to_owned();
+    text.parse().unwrap()
+}
