@@ -48,7 +48,8 @@ async fn ask(
 ) -> Result<(), StoreError> {
     api.done(&[Op::delete(key)]).await?;
     let session = api.create_session(&settings.session(least_ttl)).await.map_err(|error| {
-        let advice = "or set Config::least_ttl to what the agent allows";
+        let advice = "the agent's session_ttl_min says how short a TTL may be: use no shorter one, \
+                      and say it to Config::least_ttl";
         if error.to_string().contains("Session TTL") { error.advise(advice) } else { error }
     })?;
     // Nobody need wait for that: whoever may make a session may end it.
