@@ -81,7 +81,7 @@ async fn a_ttl_that_the_agent_does_not_keep_is_told(bench: Bench) -> Result<(), 
     let began = Instant::now();
     let arguments = ["a", "--url", &strict.url(), "--ttl", "5", "--", "true"];
     let run = Example::start(lock, &arguments, |_| {})?;
-    assert_eq!(run.exit(Duration::from_secs(20)).await?, 1, "{}", run.said());
+    assert_eq!(run.exit(Duration::from_secs(20)).await?, 2, "{}", run.said());
     assert!(run.said().contains("session_ttl_min"), "{}", run.said());
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     Ok(())
