@@ -193,7 +193,16 @@ impl Driver {
         let note = self.placed(at, &seen.line)?;
         let first = self.sessions.place(at.session, at.claim.nonce) == Place::First;
         let attempt = if first && enter {
-            self.enter(at, note).await.map_err(StoreError::unsettled)?
+            match self.enter(at, note).await {
+                Ok(attempt) => attempt,
+                Err(error) if error.settled() => {
+                    // All was answered: without the place nothing is left that needs a marker.
+                    let left = self.api.done(&[Op::delete(&at.ticket)]).await;
+                    left.map_err(StoreError::unsettled)?;
+                    return Err(error);
+                }
+                Err(error) => return Err(error),
+            }
         } else {
             note.blocked(None)
         };
