@@ -28,7 +28,9 @@ impl Examples for Consul {
     }
 
     async fn start(&self) -> Result<Server, Failed> {
-        server::consul(1, &[]).start().await
+        let server = server::consul(1, &[]).start().await?;
+        agent::ready(&Api::new(&server.url(), None)).await?;
+        Ok(server)
     }
 
     async fn leftovers(&self, url: &str) -> Result<Vec<String>, Failed> {

@@ -10,6 +10,7 @@ use sync_conformance::{Failed, Server, server};
 use sync_consul::{Config, Coordinator, Options};
 use sync_core::Name;
 use sync_core::backend::{Claim, Session};
+use tokio::time::sleep;
 
 use crate::common::{Api, Pair};
 
@@ -18,7 +19,27 @@ pub(crate) const LOCK_FLAGS: u64 = 3_304_740_253_564_472_344;
 
 /// An agent that nobody else uses.
 pub(crate) async fn agent(more: &[&str]) -> Server {
-    server::consul(1, more).start().await.unwrap()
+    let server = server::consul(1, more).start().await.unwrap();
+    ready(&operator(&server)).await.unwrap();
+    server
+}
+
+/// Waits until the agent has registered itself: before, it makes no session.
+pub(crate) async fn ready(api: &Api) -> Result<(), Failed> {
+    let mut last = Failed::from("it was not asked");
+    for _ in 0..600 {
+        match api.ask("PUT", "/v1/session/create", br#"{"NodeChecks":[]}"#).await {
+            Ok(made) => {
+                let made: Value = serde_json::from_slice(&made)?;
+                let id = made["ID"].as_str().ok_or("no session")?;
+                api.ask("PUT", &format!("/v1/session/destroy/{id}"), b"").await?;
+                return Ok(());
+            }
+            Err(error) => last = error,
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    Err(last)
 }
 
 pub(crate) fn config(url: impl AsRef<str>) -> Config {
