@@ -9,7 +9,7 @@ use crate::error;
 use crate::http::{Ask, Head, Http, IntoUnsent, Lane};
 use crate::line::Line;
 use crate::pair::{Pair, Pairs};
-use crate::txn::{Echo, Op, Seen, body, off_by_one, refused};
+use crate::txn::{Echo, Op, Seen, body, lacking, off_by_one, refused};
 
 /// As much of the answer to a transaction as is read: a longer one has a long line in it.
 const LONGEST_ANSWER: usize = 256 * 1024;
@@ -124,7 +124,8 @@ impl Api {
                 .await
                 .map_err(StoreError::into_unsent)?;
             match head.status {
-                200 if broken || !echo.is_complete() => return Err(off_by_one().into_unsent()),
+                200 if broken => return Err(off_by_one().into_unsent()),
+                200 if !echo.is_complete() => return Err(self.why_hidden(&asked, &found).await),
                 200 => return Ok(found),
                 409 => {
                     let gone = refused(&head, &ops).map_err(StoreError::into_unsent)?;
@@ -139,6 +140,20 @@ impl Api {
             }
         }
         Ok(Vec::new())
+    }
+
+    /// Why a transaction did not show all that it read. What may not be read is left out of one.
+    async fn why_hidden(&self, asked: &[&str], found: &[Pair]) -> StoreError {
+        let hidden = |key: &&&str| !found.iter().any(|pair| pair.key == **key);
+        let Some(key) = asked.iter().find(hidden) else { return off_by_one().into_unsent() };
+        let path = format!("/v1/kv/{key}");
+        let ask = Ask::get(&path, "consistent").within(self.read_limit);
+        match read_key(&self.http, ask, key).await {
+            Ok((head, _)) if head.status == 403 && error::is_denial(&head.text) => {
+                error::denied(&head.text, &lacking("read", key))
+            }
+            _ => off_by_one().into_unsent(),
+        }
     }
 
     /// Reads a line as far as it can be read.

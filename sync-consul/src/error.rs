@@ -44,6 +44,9 @@ pub(crate) fn answered(status: u16, text: &str) -> StoreError {
         413 => refuse(ErrorKind::Invalid)
             .advise("the agent's limits txn_max_req_len or kv_max_value_size are too low"),
         400 | 404 | 409 => refuse(ErrorKind::Unsupported),
+        // Said before anything was handed on.
+        500 if text == "No path to datacenter" => StoreError::unsent(said)
+            .advise("check Config::datacenter: the agent knows no server there"),
         300..=399 => {
             StoreError::unknown(format!("a redirection (status {status}) is not followed"))
                 .advise("give the agent's own address")

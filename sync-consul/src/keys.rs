@@ -38,6 +38,12 @@ impl Keys {
     pub(crate) fn void(&self, session: &str, nonce: Nonce) -> String {
         format!("{}void/{session}-{}", self.namespace, nonce.to_hex())
     }
+
+    /// Keys that nobody has, one of each kind: whoever may write them may write all there is.
+    pub(crate) fn probes(&self, nonce: Nonce) -> [String; 4] {
+        let probe = |part| format!("{}{part}/.probe-{}", self.namespace, nonce.to_hex());
+        ["lock", "leader", "line", "void"].map(probe)
+    }
 }
 
 /// The last segment of a ticket's key.

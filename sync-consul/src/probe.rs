@@ -19,7 +19,7 @@ const AGAIN: Duration = Duration::from_millis(100);
 
 /// Finds out whether the token may do what is needed, and whether the agent keeps the least TTL.
 ///
-/// A key that is not there is deleted, and a session made and ended.
+/// Keys that are not there are deleted, and a session is made and ended.
 pub(crate) async fn probe(
     api: &Api,
     keys: &Keys,
@@ -29,9 +29,9 @@ pub(crate) async fn probe(
 ) -> Result<(), StoreError> {
     let clock = api.http.connector().clock();
     let until = clock.now() + STARTING;
-    let key = keys.void("probe", nonce);
+    let probes = keys.probes(nonce);
     loop {
-        match ask(api, &key, settings, least_ttl).await {
+        match ask(api, &probes, settings, least_ttl).await {
             Err(error) if error::is_beginners(&error) && clock.now() < until => {
                 clock.sleep_until(clock.now() + AGAIN).await;
             }
@@ -42,11 +42,12 @@ pub(crate) async fn probe(
 
 async fn ask(
     api: &Api,
-    key: &str,
+    probes: &[String],
     settings: &Settings,
     least_ttl: Duration,
 ) -> Result<(), StoreError> {
-    api.done(&[Op::delete(key)]).await?;
+    let deletes: Vec<Op<'_>> = probes.iter().map(|key| Op::delete(key)).collect();
+    api.done(&deletes).await?;
     let session = api.create_session(&settings.session(least_ttl)).await.map_err(|error| {
         let advice = "the agent's session_ttl_min says how short a TTL may be: use no shorter one, \
                       and say it to Config::least_ttl";

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 use sync_core::StoreError;
+use sync_core::backend::Nonce;
 
 use crate::api::no_json;
 use crate::error;
@@ -144,8 +145,8 @@ pub(crate) fn refused(head: &Head, ops: &[Op<'_>]) -> Result<BTreeSet<usize>, St
         let ops = || denied().filter_map(|refusal| ops.get(refusal.operation));
         // Who may write may read: that is the one to ask for.
         let what = match (ops().find(|op| op.writes()), ops().next()) {
-            (Some(op), _) => format!("key:write on {:?}", without_nonce(op.key)),
-            (None, Some(op)) => format!("key:read on {:?}", without_nonce(op.key)),
+            (Some(op), _) => lacking("write", op.key),
+            (None, Some(op)) => lacking("read", op.key),
             (None, None) => "key:write".to_owned(),
         };
         return Err(error::denied(&first.what, &what));
@@ -161,12 +162,14 @@ pub(crate) fn refused(head: &Head, ops: &[Op<'_>]) -> Result<BTreeSet<usize>, St
     Ok(errors.iter().map(|refusal| refusal.operation).collect())
 }
 
-/// Nonces, and the ids of sessions, stay out of texts.
-fn without_nonce(key: &str) -> &str {
-    let is_secret = |segment: &str| segment.len() > 36 && segment.as_bytes()[36] == b'-';
+/// The permission that a token lacks on a key. Nonces, and the ids of sessions, stay out of texts.
+pub(crate) fn lacking(what: &str, key: &str) -> String {
+    let has_nonce = |segment: &str| {
+        segment.rsplit_once('-').is_some_and(|(_, nonce)| Nonce::from_hex(nonce).is_some())
+    };
     match key.rsplit_once('/') {
-        Some((path, last)) if is_secret(last) => path,
-        _ => key,
+        Some((path, last)) if has_nonce(last) => format!("key:{what} on {path:?}"),
+        _ => format!("key:{what} on {key:?}"),
     }
 }
 
