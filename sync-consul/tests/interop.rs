@@ -435,9 +435,23 @@ async fn a_key_left_without_session_is_taken_over_if_it_is_a_locks() {
         // A try without queueing takes it as well.
         consul.run(&["kv", "put", &flags, key, "theirs"]).await;
         if number == 0 {
-            sync.lock("a").try_acquire().await.unwrap().expect("taken over").release().await.unwrap();
+            sync.lock("a")
+                .try_acquire()
+                .await
+                .unwrap()
+                .expect("taken over")
+                .release()
+                .await
+                .unwrap();
         } else {
-            sync.leader("a").try_elect().await.unwrap().expect("taken over").resign().await.unwrap();
+            sync.leader("a")
+                .try_elect()
+                .await
+                .unwrap()
+                .expect("taken over")
+                .resign()
+                .await
+                .unwrap();
         }
     }
     consul.nothing_is_left().await;
