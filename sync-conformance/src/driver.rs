@@ -97,6 +97,22 @@ impl Driver {
         self.backend.end(&self.session, claim, None, false).await.expect("an answer")
     }
 
+    /// Ends a claim by what it was granted with.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub async fn release(&self, claim: &Claim, grant: &Grant) -> Ended {
+        self.backend.end(&self.session, claim, Some(grant), false).await.expect("an answer")
+    }
+
+    /// One more try with the place that an earlier one took.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub async fn again(&self, claim: &Claim, place: &Ticket) -> Attempt {
+        self.backend.try_claim(&self.session, claim, Some(place), false).await.expect("an answer")
+    }
+
     /// Ends a claim of which some attempt was not answered.
     ///
     /// # Panics

@@ -140,10 +140,10 @@ async fn the_documented_permissions_are_enough_for_everything() {
     assert!(matches!(a.backend.renew(&a.session, &held).await.unwrap(), Renewal::Alive { .. }));
     a.abandon(&first).await;
     bounded(b.backend.wait(&b.session, &second, &place)).await.expect("woken");
-    b.held(&second).await;
+    let grant = b.acquire(&second).await;
     // Longer than it takes to watch what is held, and to look again at what has ended.
     assert!(timeout(Duration::from_millis(1500), losses.next()).await.is_err());
-    b.end(&second).await;
+    b.release(&second, &grant).await;
     a.held(&lock("a")).await;
     b.blocked(&lock("a")).await;
     a.backend.close(&a.session).await.unwrap();
@@ -250,7 +250,7 @@ async fn a_poll_that_is_refused_is_told_and_not_asked_for_without_end() {
     let a = guarded.driver().await;
     let b = Driver::on(through().backend().await.unwrap(), TTL).await;
     let (first, second) = (claim(Kind::Leader, "a", true), claim(Kind::Leader, "a", true));
-    a.held(&first).await;
+    let grant = a.held(&first).await;
     let place = b.blocked(&second).await;
     let seen = b.backend.holder(Kind::Leader, &name("a")).await.unwrap();
     guarded.may("app", r#"session "m0" { policy = "write" }"#).await;
@@ -274,7 +274,7 @@ async fn a_poll_that_is_refused_is_told_and_not_asked_for_without_end() {
     assert!(asked < 60, "{asked} requests in a second");
 
     guarded.may("app", &documented()).await;
-    a.end(&first).await;
+    a.release(&first, &grant).await;
     let woken = timeout(SOON, b.backend.wait(&b.session, &second, &place)).await;
     woken.expect("it is followed again");
     b.acquire(&second).await;

@@ -1,0 +1,313 @@
+//! Sessions on a real agent: what they are like, and who ends them.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may")]
+
+#[path = "common/agent.rs"]
+mod agent;
+mod common;
+#[path = "common/front.rs"]
+mod front;
+
+use std::time::{Duration, Instant};
+
+use agent::{
+    agent, applied, client, client_with, config, coordinator, delete, destroy, key, keys,
+    only, operator, put, sessions, ticket,
+};
+use common::Api;
+use front::{Answer, Front, Verdict};
+use serde_json::{Value, json};
+use sync_conformance::driver::{Driver, TTL, bounded, claim, lock, name, record};
+use sync_consul::{Behavior, Cause, Config, Options};
+use sync_core::backend::{Attempt, Claim, Held, Loss, Renewal, Updated};
+use sync_core::{ErrorKind, Kind};
+use tokio::time::{sleep, timeout};
+use tokio_stream::StreamExt;
+
+async fn info(consul: &Api, session: &str) -> Value {
+    consul.json("GET", &format!("/v1/session/info/{session}"), b"").await.unwrap()[0].clone()
+}
+
+#[tokio::test]
+async fn a_session_is_as_it_was_asked_for() {
+    let server = agent(&[]).await;
+    let consul = operator(&server);
+    let a = client_with(&server, Duration::from_millis(2500)).await;
+    assert_eq!(a.session.ttl, Duration::from_millis(2500));
+    let seen = info(&consul, &a.session.id).await;
+    assert_eq!((&seen["TTL"], &seen["Behavior"]), (&"2500ms".into(), &"delete".into()));
+    assert_eq!(seen["LockDelay"], 1_000_000_000_u64);
+    assert_eq!(seen["NodeChecks"], json!([]), "not the agent's health either");
+    assert!(seen["ServiceChecks"].is_null());
+
+    let open = async |config: Config| {
+        let driver = Driver::on(config.backend().await.unwrap(), Duration::from_secs(12)).await;
+        info(&consul, &driver.session.id).await
+    };
+    let config = || config(server.url());
+    let seen = open(config().lock_delay(Duration::from_millis(2500))).await;
+    assert_eq!(seen["LockDelay"], 2_500_000_000_u64);
+    let seen = open(config().lock_delay(Duration::from_millis(1))).await;
+    assert_eq!(seen["LockDelay"], 1_000_000_u64, "not a second, as bare numbers are read");
+    let seen = open(config().lock_delay(Duration::ZERO)).await;
+    assert_eq!(seen["LockDelay"], 0);
+    let seen = open(config().strict_lock_delay()).await;
+    assert_eq!(seen["LockDelay"], 12_000_000_000_u64);
+    let seen = open(config().strict_lock_delay().lock_delay(Duration::from_secs(30))).await;
+    assert_eq!(seen["LockDelay"], 30_000_000_000_u64);
+    let seen = open(config().behavior(Behavior::Release)).await;
+    assert_eq!(seen["Behavior"], "release");
+    let seen = open(config().node_checks(["serfHealth"])).await;
+    assert_eq!(seen["NodeChecks"], json!(["serfHealth"]));
+
+    let other = a.backend.open(Duration::from_secs(5)).await.unwrap();
+    assert_ne!(other.id, a.session.id);
+    let alive = a.backend.renew(&a.session, &[]).await.unwrap();
+    assert!(matches!(alive, Renewal::Alive { ttl, .. } if ttl == Duration::from_millis(2500)));
+    a.backend.close(&a.session).await.unwrap();
+    a.backend.close(&a.session).await.expect("closed already is a success");
+    assert!(matches!(a.backend.renew(&a.session, &[]).await.unwrap(), Renewal::Ended));
+    assert!(matches!(a.attempt(&lock("a")).await, Attempt::SessionEnded));
+    assert!(matches!(a.attempt(&claim(Kind::Leader, "a", true)).await, Attempt::SessionEnded));
+    assert!(keys(&consul, "").await.is_empty());
+}
+
+#[tokio::test]
+async fn what_cannot_be_kept_is_refused_before_anything_is_sent() {
+    let server = agent(&[]).await;
+    let front = Front::of(&server).await;
+    let minute = Duration::from_secs(61);
+    for (config, options, word) in [
+        (Config::new(front.url()), Options::new().ttl(Duration::from_secs(9)), "10s"),
+        (config(front.url()).lock_delay(minute), Options::new(), "lock-delay"),
+        (config(front.url()).strict_lock_delay(), Options::new().ttl(minute), "60s"),
+        (config(front.url()), Options::new().ttl(Duration::from_secs(25 * 3600)), "longest"),
+    ] {
+        let error = config.options(options).connect().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+        assert!(error.to_string().contains(word), "{error}");
+    }
+    assert!(front.asked().is_empty());
+    let sync = config(front.url()).connect().await.unwrap();
+    let short = sync.lock("a").ttl(Duration::from_millis(200)).acquire().await.unwrap_err();
+    assert_eq!(short.kind(), ErrorKind::Invalid, "{short}");
+    // Whose agent keeps no such TTL is told when it connects.
+    let strict = agent(&["session_ttl_min = \"10s\""]).await;
+    let error = config(strict.url()).connect().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+    assert!(error.to_string().contains("session_ttl_min"), "{error}");
+    Config::new(strict.url()).connect().await.unwrap();
+}
+
+#[tokio::test]
+async fn closing_a_session_leaves_no_lock_delay_behind() {
+    let server = agent(&[]).await;
+    let consul = operator(&server);
+    let (a, b) = (client(&server).await, client(&server).await);
+    let all: Vec<Claim> = (0..70).map(|number| lock(&format!("n{number}"))).collect();
+    for claim in &all {
+        a.held(claim).await;
+    }
+    let waits = lock("n0");
+    let place = b.blocked(&waits).await;
+    a.backend.close(&a.session).await.unwrap();
+    assert_eq!(keys(&consul, "sync/").await, [ticket(&b.session, &waits)]);
+    assert!(matches!(b.again(&waits, &place).await, Attempt::Held(_)));
+    for number in 1..70 {
+        b.held(&lock(&format!("n{number}"))).await;
+    }
+}
+
+/// Places and markers of a session that ends with its keys kept are in nobody's way.
+#[tokio::test]
+async fn what_a_session_leaves_that_keeps_its_keys_is_passed_over() {
+    let server = agent(&[]).await;
+    let consul = operator(&server);
+    let keeping = async || {
+        let config = config(server.url()).behavior(Behavior::Release).lock_delay(Duration::ZERO);
+        Driver::on(config.backend().await.unwrap(), TTL).await
+    };
+    let (a, b, c) = (keeping().await, keeping().await, client(&server).await);
+    for kind in [Kind::Lock, Kind::Leader] {
+        let (held, waits) = (claim(kind, "a", true), claim(kind, "a", true));
+        let old = a.held(&held).await;
+        b.blocked(&waits).await;
+        destroy(&consul, &b.session.id).await;
+        destroy(&consul, &a.session.id).await;
+        let left = keys(&consul, "sync/").await;
+        assert_eq!(left, [key(&held), ticket(&b.session, &waits)]);
+        assert!(c.backend.holder(kind, &name("a")).await.unwrap().holder.is_none());
+        let next = claim(kind, "a", true);
+        let grant = c.acquire(&next).await;
+        assert!(grant.token > old.token);
+        c.release(&next, &grant).await;
+        delete(&consul, "sync/?recurse").await;
+        break;
+    }
+    let (a, b) = (keeping().await, keeping().await);
+    let (held, waits) = (claim(Kind::Leader, "a", true), claim(Kind::Leader, "a", true));
+    a.held(&held).await;
+    b.blocked(&waits).await;
+    destroy(&consul, &b.session.id).await;
+    destroy(&consul, &a.session.id).await;
+    c.held(&claim(Kind::Leader, "a", true)).await;
+}
+
+#[tokio::test]
+async fn what_happens_to_a_claim_from_outside_is_told_at_once() {
+    let server = agent(&[]).await;
+    let consul = operator(&server);
+    let a = client(&server).await;
+    let mut losses = a.backend.losses(&a.session);
+    let (kept, deleted, put_over) = (lock("kept"), lock("deleted"), lock("put"));
+    let updated = claim(Kind::Leader, "l", true);
+    a.held(&kept).await;
+    a.held(&deleted).await;
+    a.held(&put_over).await;
+    let grant = a.held(&updated).await;
+    let renamed = record("renamed", updated.nonce).into();
+    let renamed = Claim::new(Kind::Leader, name("l"), updated.nonce, renamed, true);
+    let done = a.backend.update(&a.session, &renamed, &grant).await.unwrap();
+    assert!(matches!(done, Updated::Done(_)));
+    let released = lock("released");
+    let grant = a.held(&released).await;
+    sleep(Duration::from_millis(200)).await;
+    a.release(&released, &grant).await;
+    let nothing = timeout(Duration::from_millis(500), losses.next()).await;
+    assert!(nothing.is_err(), "what we do ourselves is no loss: {nothing:?}");
+    delete(&consul, &key(&deleted)).await;
+    let loss = bounded(losses.next()).await.expect("told at once");
+    assert_eq!(loss, Some(Loss::Claim(deleted.nonce)));
+    put(&consul, &key(&put_over), "theirs").await;
+    let loss = bounded(losses.next()).await.expect("told at once");
+    assert_eq!(loss, Some(Loss::Claim(put_over.nonce)));
+    destroy(&consul, &a.session.id).await;
+    let told = async { while losses.next().await != Some(Loss::Session) {} };
+    bounded(told).await.expect("told at once");
+}
+
+/// What ends a session, other than its holder.
+async fn session_is_lost(server: &sync_conformance::Server, config: Config, end: impl AsyncFnOnce(&Api)) {
+    let consul = operator(server);
+    let sync = config.options(Options::new().ttl(Duration::from_secs(30))).connect().await.unwrap();
+    let guard = sync.lock("a").acquire().await.unwrap();
+    let elected = sync.leader("a").elect().await.unwrap();
+    sleep(Duration::from_millis(300)).await;
+    let began = Instant::now();
+    end(&consul).await;
+    let soon = Duration::from_secs(1);
+    assert_eq!(timeout(soon, guard.revoked()).await.expect("told at once").cause, Cause::Session);
+    assert_eq!(timeout(soon, elected.revoked()).await.expect("told at once").cause, Cause::Session);
+    assert!(began.elapsed() < soon, "before the lock-delay is over");
+    // It can be had again, by the same, as soon as that is over.
+    let again = sync.lock("b").acquire().await;
+    drop(again);
+}
+
+#[tokio::test]
+async fn an_operator_who_destroys_the_session_is_told_to_the_holder() {
+    let server = agent(&[]).await;
+    session_is_lost(&server, config(server.url()), async |consul: &Api| {
+        let session = only(consul, "sync/lock/a/").await.session;
+        destroy(consul, &session).await;
+    })
+    .await;
+    let sync = coordinator(&server.url(), TTL).await;
+    sync.lock("a").acquire().await.unwrap().release().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_agent_that_is_deregistered_is_told_to_the_holder_and_to_who_comes_then() {
+    let server = agent(&[]).await;
+    session_is_lost(&server, config(server.url()), async |consul: &Api| {
+        consul.ask("PUT", "/v1/catalog/deregister", br#"{"Node":"m0"}"#).await.unwrap();
+    })
+    .await;
+    // It registers itself again after a while, and makes no session until then.
+    let consul = operator(&server);
+    consul.ask("PUT", "/v1/catalog/deregister", br#"{"Node":"m0"}"#).await.unwrap();
+    let until = Instant::now() + Duration::from_secs(120);
+    let mut refused = 0;
+    while let Err(error) = config(server.url()).connect().await {
+        assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
+        assert!(error.to_string().contains("registered"), "{error}");
+        assert!(Instant::now() < until, "{error}");
+        refused += 1;
+        sleep(Duration::from_millis(100)).await;
+        if refused == 5 {
+            // Not to wait for its own look around.
+            let body = br#"{"Node":"m0","Address":"127.0.0.1"}"#;
+            consul.ask("PUT", "/v1/catalog/register", body).await.unwrap();
+        }
+    }
+    assert!(refused > 0);
+}
+
+#[tokio::test]
+async fn a_check_that_the_session_is_tied_to_ends_it() {
+    let server = agent(&[]).await;
+    let consul = operator(&server);
+    let missing = config(server.url()).node_checks(["mine"]).connect().await.unwrap_err();
+    assert_eq!(missing.kind(), ErrorKind::Invalid, "{missing}");
+    assert!(missing.to_string().contains("mine"), "{missing}");
+
+    let check = br#"{"ID":"mine","Name":"mine","TTL":"600s","Status":"passing"}"#;
+    consul.ask("PUT", "/v1/agent/check/register", check).await.unwrap();
+    let service = br#"{"ID":"web","Name":"web","Check":{"CheckID":"web-up","TTL":"600s","Status":"passing"}}"#;
+    consul.ask("PUT", "/v1/agent/service/register", service).await.unwrap();
+    sleep(Duration::from_secs(1)).await; // the servers are told
+    let node = config(server.url()).node_checks(["mine"]);
+    session_is_lost(&server, node, async |consul: &Api| {
+        consul.ask("PUT", "/v1/agent/check/fail/mine", b"").await.unwrap();
+    })
+    .await;
+    let failing = config(server.url()).node_checks(["mine"]).connect().await.unwrap_err();
+    assert_eq!(failing.kind(), ErrorKind::Invalid, "{failing}");
+    consul.ask("PUT", "/v1/agent/check/pass/mine", b"").await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    let of_service = config(server.url()).service_checks(["web-up"]);
+    session_is_lost(&server, of_service, async |consul: &Api| {
+        consul.ask("PUT", "/v1/agent/check/fail/web-up", b"").await.unwrap();
+    })
+    .await;
+    let sync = coordinator(&server.url(), TTL).await;
+    sync.lock("a").acquire().await.unwrap();
+    let left = sessions(&consul).await.unwrap();
+    assert!(!left.is_empty());
+}
+
+#[tokio::test]
+async fn lock_delay_is_waited_out_without_asking_all_the_time() {
+    let server = agent(&[]).await;
+    let consul = operator(&server);
+    let a = client(&server).await;
+    a.held(&lock("a")).await;
+    let sync = coordinator(&server.url(), TTL).await;
+    sync.lock("warm").acquire().await.unwrap().release().await.unwrap();
+    destroy(&consul, &a.session.id).await;
+    let (before, began) = (applied(&consul).await, Instant::now());
+    let guard = sync.lock("a").acquire().await.unwrap();
+    let (took, writes) = (began.elapsed(), applied(&consul).await - before);
+    assert!((Duration::from_millis(900)..Duration::from_millis(2500)).contains(&took), "{took:?}");
+    assert!(writes <= 14, "{writes} writes");
+    guard.release().await.unwrap();
+    assert!(keys(&consul, "sync/").await.is_empty());
+}
+
+#[tokio::test]
+async fn a_call_to_a_dead_session_says_so_and_one_of_another_answer_does_not() {
+    let server = agent(&[]).await;
+    let front = Front::of(&server).await;
+    let x = Driver::on(config(front.url()).backend().await.unwrap(), TTL).await;
+    front.decide(|asked| match asked.path.contains("/session/renew/") {
+        true => Verdict::Answer(Answer::new(200, r#"[{"ID":"0947cabe-552d-1df2-fbd7-a55a46299340"}]"#)),
+        false => Verdict::Pass,
+    });
+    let error = x.backend.renew(&x.session, &[]).await.unwrap_err();
+    assert!(!error.settled(), "another session's answer: {error}");
+    front.decide(|_| Verdict::Pass);
+    assert!(matches!(x.backend.renew(&x.session, &[]).await.unwrap(), Renewal::Alive { .. }));
+    let held = [Held { grant: x.held(&lock("a")).await, claim: lock("a").into() }];
+    destroy(&operator(&server), &x.session.id).await;
+    assert!(matches!(x.backend.renew(&x.session, &held).await.unwrap(), Renewal::Ended));
+}
