@@ -2,7 +2,7 @@
 //!
 //! Each kind of request has connections of its own. An agent serves no more than so many of one
 //! client and resets what is above: so the connection by which a session is renewed is never lent
-//! to others, and long polls are counted (`polls`).
+//! to others, long polls are counted (`polls`), and of all else so much is asked at once.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,9 +12,13 @@ use async_trait::async_trait;
 use reqwest::{Client, Method, Response};
 use sync_core::connection::{Connector, Dial, Health};
 use sync_core::{Clock, ErrorKind, Moment, StoreError};
+use tokio::sync::Semaphore;
 
 use crate::error;
 use crate::token::Credentials;
+
+/// How many requests are under way at once, besides renewals and long polls.
+const AT_ONCE: usize = 32;
 
 /// As much of a refusal as is read.
 const LONGEST_REFUSAL: usize = 16 * 1024;
@@ -161,6 +165,7 @@ const FORGETFUL: Duration = Duration::from_secs(10);
 pub(crate) struct Http {
     connector: Arc<Connector<Agents>>,
     token: Arc<Mutex<Known>>,
+    at_once: Arc<Semaphore>,
 }
 
 /// Whether the agent knows the token.
@@ -177,7 +182,8 @@ enum Known {
 impl Http {
     pub(crate) fn new(agents: Agents, clock: Arc<dyn Clock>, within: Duration) -> Self {
         let token = Arc::new(Mutex::new(Known::Not));
-        Self { connector: Connector::new(agents, clock, within), token }
+        let at_once = Arc::new(Semaphore::new(AT_ONCE));
+        Self { connector: Connector::new(agents, clock, within), token, at_once }
     }
 
     pub(crate) fn connector(&self) -> &Arc<Connector<Agents>> {
@@ -188,6 +194,10 @@ impl Http {
     ///
     /// `Err` is an answer that never came, or none that was sent: every status is an `Ok`.
     pub(crate) async fn send(&self, ask: Ask<'_>, sink: Sink<'_>) -> Result<Head, StoreError> {
+        let _turn = match ask.lane {
+            Lane::Plain => self.at_once.acquire().await.ok(),
+            Lane::Renewals | Lane::Polls => None,
+        };
         let link = self.connector.link().await?;
         let agents = self.connector.dial();
         let headers = agents.credentials.headers()?;
