@@ -314,8 +314,9 @@ async fn asked_while_waiting(front: &Front, a: &Driver, of: &str) -> Vec<Asked> 
     front.forget();
     let wait = x.backend.wait(&x.session, &waits, &place);
     tokio::pin!(wait);
-    assert!(timeout(Duration::from_secs(3), &mut wait).await.is_err());
+    let early = timeout(Duration::from_secs(3), &mut wait).await;
     let asked = front.asked();
+    assert!(early.is_err(), "{of}: {asked:?}");
     a.release(&held, &grant).await;
     timeout(Duration::from_secs(3), wait).await.expect("noticed all the same");
     assert!(matches!(x.again(&waits, &place).await, Attempt::Held(_)));
@@ -325,10 +326,11 @@ async fn asked_while_waiting(front: &Front, a: &Driver, of: &str) -> Vec<Asked> 
 #[tokio::test]
 async fn an_index_that_is_missing_or_malformed_makes_no_hot_loop_and_loses_no_wake() {
     let server = agent(&[]).await;
-    let (a, front) = (client(&server).await, Front::of(&server).await);
+    let front = Front::of(&server).await;
     let bad = [None, Some(""), Some("x"), Some("-1"), Some("0"), Some("1e3"), Some("18446744073709551616")];
     for (number, index) in bad.into_iter().enumerate() {
         front.change(spoiled(index));
+        let a = client(&server).await;
         let asked = asked_while_waiting(&front, &a, &format!("n{number}")).await;
         assert!((2..=6).contains(&asked.len()), "{index:?}: {asked:?}");
         assert!(asked.iter().all(|asked| !asked.is_poll()), "{index:?}: {asked:?}");
@@ -356,7 +358,7 @@ async fn an_index_that_goes_backwards_begins_anew_and_zero_is_never_sent() {
     let (polls, reads): (Vec<&Asked>, Vec<&Asked>) =
         asked.iter().filter(|asked| asked.method == "GET").partition(|asked| asked.is_poll());
     assert!(!polls.is_empty() && !reads.is_empty(), "{asked:?}");
-    assert!(asked.len() < 60, "{} requests in three seconds", asked.len());
+    assert!(asked.len() < 100, "{} requests in three seconds", asked.len());
     for asked in &asked {
         assert_ne!(asked.query("index"), Some("0"), "{asked:?}");
     }
