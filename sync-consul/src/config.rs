@@ -18,7 +18,7 @@ use crate::keys::Keys;
 use crate::probe;
 #[cfg(feature = "tls")]
 use crate::tls::Pem;
-use crate::tls::Tls;
+use crate::tls::{Prepared, Tls};
 use crate::token::{Credentials, Token};
 
 /// Below this Consul refuses a TTL, unless `session_ttl_min` says otherwise.
@@ -335,7 +335,15 @@ impl Config {
         if socket.is_some() && bases.len() > 1 {
             return Err(invalid("a socket stands among several agents"));
         }
-        let recipe = self.recipe(bases.iter().any(|base| base.starts_with("https")), socket)?;
+        let secure = bases.iter().filter(|base| base.starts_with("https")).count();
+        if secure != 0 && secure != bases.len() {
+            return Err(invalid("some of its URLs are https:// and others http://"));
+        }
+        if secure == 0 && socket.is_none() && self.tls.is_given() {
+            return Err(invalid("certificates were given, but the URLs are http://")
+                .advise("write https://"));
+        }
+        let recipe = self.recipe(secure > 0, socket)?;
         let mut credentials = self.credentials.clone();
         credentials.basic = basic.or(credentials.basic);
         credentials.headers().map_err(|error| Error::from_store("use the ACL token", error))?;
@@ -357,7 +365,7 @@ impl Config {
 
     /// How clients are made. One is made at once, so that what cannot be used is told early.
     fn recipe(&self, tls: bool, socket: Option<PathBuf>) -> Result<Recipe, Error> {
-        let tls = if tls { Some(self.tls.prepare()?) } else { None };
+        let tls = if tls { self.tls.prepare()? } else { Prepared::for_plain_text()? };
         let within = self.options.within();
         let recipe = move || {
             let client = Client::builder()
@@ -375,10 +383,7 @@ impl Config {
                 Some(path) => client.unix_socket(path.clone()),
                 None => client,
             };
-            let client = match &tls {
-                Some(tls) => tls.apply(client),
-                None => client,
-            };
+            let client = tls.apply(client);
             client.build().map_err(error::unconnected)
         };
         recipe().map_err(|error: StoreError| invalid(error.to_string()))?;
@@ -411,7 +416,11 @@ fn parse(url: &str) -> Result<Place, Error> {
     let endpoint = format!("{host}:{port}");
     let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
     let user = decoded(parsed.username());
-    let basic = parsed.password().map(|password| format!("{user}:{}", decoded(password)));
+    let password = parsed.password().map(decoded);
+    let basic = match (user.is_empty(), password) {
+        (true, None) => None,
+        (_, password) => Some(format!("{user}:{}", password.unwrap_or_default())),
+    };
     // A place without a host has none to take them off, and there is none.
     let _ = (parsed.set_username(""), parsed.set_password(None));
     Ok(Place { base: parsed.as_str().trim_end_matches('/').into(), endpoint, basic })

@@ -43,6 +43,9 @@ pub(crate) fn answered(status: u16, text: &str) -> StoreError {
         429 => refuse(ErrorKind::Unreachable).advise("the agent limits the rate of requests"),
         413 => refuse(ErrorKind::Invalid)
             .advise("the agent's limits txn_max_req_len or kv_max_value_size are too low"),
+        400 if text.contains("HTTP request to an HTTPS server") => {
+            StoreError::unsent(said).advise("the agent speaks TLS on this port: use https://")
+        }
         400 | 404 | 409 => refuse(ErrorKind::Unsupported),
         // Said before anything was handed on.
         500 if text == "No path to datacenter" => StoreError::unsent(said)
@@ -67,7 +70,7 @@ pub(crate) fn unconnected(error: reqwest::Error) -> StoreError {
         return StoreError::refused(ErrorKind::Invalid, words(error));
     }
     let text = words(error);
-    match tls_advice(&text) {
+    match tls::advice(&text, "http://") {
         Some(advice) => StoreError::unsent(text).advise(advice),
         None => StoreError::unsent(text),
     }
@@ -79,7 +82,7 @@ pub(crate) fn lost(error: reqwest::Error) -> StoreError {
 }
 
 /// All that the library has to say, without the URL: keys hold nonces.
-fn words(error: reqwest::Error) -> String {
+pub(crate) fn words(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut words = error.to_string();
     let mut source = error.source();
@@ -91,14 +94,6 @@ fn words(error: reqwest::Error) -> String {
         source = cause.source();
     }
     words
-}
-
-/// What an error of TLS calls for.
-fn tls_advice(text: &str) -> Option<String> {
-    // Go's words for a client certificate that it does not take.
-    let refused = text.to_lowercase().contains("badcertificate");
-    let no_client = || "the agent may want a client certificate: Config::identity".to_owned();
-    tls::advice(text, "http://").or_else(|| refused.then(no_client))
 }
 
 pub(crate) fn permissions() -> String {

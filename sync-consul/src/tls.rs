@@ -6,6 +6,8 @@ use reqwest::ClientBuilder;
 use sync_core::Error;
 
 use crate::config::invalid;
+#[cfg(feature = "tls")]
+use crate::error;
 
 /// PEM text, or where it stands.
 #[derive(Clone)]
@@ -29,10 +31,18 @@ pub(crate) struct Tls {
     pub(crate) unchecked_by_environment: bool,
 }
 
+impl Tls {
+    /// Whether somebody means TLS.
+    pub(crate) fn is_given(&self) -> bool {
+        self.ca.is_some() || self.identity.is_some()
+    }
+}
+
 /// What each client is given, read once.
 pub(crate) struct Prepared {
+    /// Who is trusted; `None`: whom the system trusts.
     #[cfg(feature = "tls")]
-    roots: Vec<reqwest::Certificate>,
+    roots: Option<Vec<reqwest::Certificate>>,
     #[cfg(feature = "tls")]
     identity: Option<reqwest::Identity>,
     #[cfg(feature = "tls")]
@@ -50,6 +60,10 @@ impl Tls {
 
 #[cfg(not(feature = "tls"))]
 impl Prepared {
+    pub(crate) fn for_plain_text() -> Result<Self, Error> {
+        Ok(Self {})
+    }
+
     pub(crate) fn apply(&self, client: ClientBuilder) -> ClientBuilder {
         client
     }
@@ -71,17 +85,16 @@ impl Tls {
             ));
         }
         // The library's text is about the form of the PEM and holds nothing of it.
-        let no_pem = |error: reqwest::Error| invalid(error.to_string());
+        let no_pem = |error: reqwest::Error| invalid(error::words(error));
+        let (certificate, key) =
+            (("certificate", "BEGIN CERTIFICATE"), ("private key", "PRIVATE KEY"));
         let roots = match &self.ca {
-            Some(ca) => Certificate::from_pem_bundle(&ca.read()?).map_err(no_pem)?,
-            None => Vec::new(),
+            Some(ca) => Some(Certificate::from_pem_bundle(&ca.read(certificate)?).map_err(no_pem)?),
+            None => None,
         };
-        if self.ca.is_some() && roots.is_empty() {
-            return Err(invalid("the CA holds no certificate"));
-        }
         let identity = match &self.identity {
-            Some((certificate, key)) => {
-                let pem = [certificate.read()?, b"\n".to_vec(), key.read()?].concat();
+            Some((chain, secret)) => {
+                let pem = [chain.read(certificate)?, b"\n".to_vec(), secret.read(key)?].concat();
                 Some(Identity::from_pem(&pem).map_err(no_pem)?)
             }
             None => None,
@@ -92,20 +105,38 @@ impl Tls {
 
 #[cfg(feature = "tls")]
 impl Pem {
-    fn read(&self) -> Result<Vec<u8>, Error> {
-        match self {
-            Pem::Text(text) => Ok(text.clone()),
-            Pem::File(path) => std::fs::read(path)
-                .map_err(|error| invalid(format!("cannot read {}: {error}", path.display()))),
+    /// Reads what must hold an item with this label. Without one the library would trust nobody,
+    /// or show nothing, and say neither.
+    fn read(&self, (what, label): (&str, &str)) -> Result<Vec<u8>, Error> {
+        let (pem, place) = match self {
+            Pem::Text(text) => (text.clone(), "what was given".to_owned()),
+            Pem::File(path) => {
+                let place = path.display().to_string();
+                let read = std::fs::read(path);
+                (read.map_err(|error| invalid(format!("cannot read {place}: {error}")))?, place)
+            }
+        };
+        let label = format!("{label}-----");
+        match pem.windows(label.len()).any(|found| found == label.as_bytes()) {
+            true => Ok(pem),
+            false => Err(invalid(format!("there is no {what} in {place}"))
+                .advise("give it as PEM, which begins with -----BEGIN")),
         }
     }
 }
 
 #[cfg(feature = "tls")]
 impl Prepared {
+    /// The library wants cryptography also where none is used, or panics; and the system's
+    /// certificates, which a small container does not have.
+    pub(crate) fn for_plain_text() -> Result<Self, Error> {
+        crate::crypto::provide_crypto()?;
+        Ok(Self { roots: Some(Vec::new()), identity: None, unchecked: false })
+    }
+
     pub(crate) fn apply(&self, mut client: ClientBuilder) -> ClientBuilder {
-        if !self.roots.is_empty() {
-            client = client.tls_certs_only(self.roots.iter().cloned());
+        if let Some(roots) = &self.roots {
+            client = client.tls_certs_only(roots.iter().cloned());
         }
         if let Some(identity) = &self.identity {
             client = client.identity(identity.clone());

@@ -21,6 +21,7 @@ pub fn advice(text: &str, plain: &str) -> Option<String> {
             "unknownca",
             "the server does not trust who signed the client certificate: Config::identity",
         ),
+        ("badcertificate", "the server may want a client certificate: Config::identity"),
         ("handshakefailure", "the server may want a client certificate: Config::identity"),
         ("invalidcontenttype", &no_tls),
         ("tls handshake eof", &no_tls),
