@@ -8,10 +8,9 @@ mod common;
 #[path = "common/front.rs"]
 mod front;
 
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use agent::{config, keys};
+use agent::{again, config, keys};
 use common::{ACLS, Api, ROOT, rules};
 use front::{Answer, Front, Verdict};
 use serde_json::json;
@@ -397,19 +396,6 @@ async fn what_consuls_own_variables_say_is_used_where_the_program_asks_for_it() 
     }
 }
 
-/// Runs one test of this program alone, with these variables in its environment.
-fn again(test: &str, variables: &[(&str, &str)]) {
-    let ran = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture"])
-        .envs(variables.iter().copied())
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&ran.stdout).into_owned();
-    let text = text + &String::from_utf8_lossy(&ran.stderr);
-    assert!(ran.status.success() && text.contains("1 passed"), "{text}");
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_else_reads_the_environment_neither_its_proxy_nor_its_token() {
     if let Ok(url) = std::env::var("SYNC_TEST_AGENT") {
@@ -432,15 +418,7 @@ async fn nothing_else_reads_the_environment_neither_its_proxy_nor_its_token() {
         ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
     let mut variables: Vec<(&str, &str)> = proxies.map(|name| (name, &*proxy_url)).into();
     variables.extend([("SYNC_TEST_AGENT", &*url), ("CONSUL_HTTP_TOKEN", UNKNOWN)]);
-    let variables: Vec<(String, String)> =
-        variables.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-    tokio::task::spawn_blocking(move || {
-        let variables: Vec<(&str, &str)> =
-            variables.iter().map(|(name, value)| (&**name, &**value)).collect();
-        again(test, &variables);
-    })
-    .await
-    .unwrap();
+    again(test, &variables).await;
     assert!(proxy.asked().is_empty(), "the proxy was asked: {:?}", proxy.asked());
 }
 
@@ -526,10 +504,30 @@ async fn every_request_names_datacenter_enterprise_namespace_and_partition() {
 }
 
 #[tokio::test]
+async fn user_and_password_are_shown_to_a_proxy_before_the_agent() {
+    let server = agent::agent(&[]).await;
+    let front = Front::of(&server).await;
+    let before = |user: &str| front.url().replace("://", &format!("://{user}@"));
+    for (user, basic) in [
+        ("me:ses%61me", "Basic bWU6c2VzYW1l"),
+        ("me", "Basic bWU6"),
+        (":sesame", "Basic OnNlc2FtZQ=="),
+    ] {
+        front.forget();
+        config(before(user)).connect().await.unwrap();
+        let asked = front.asked();
+        assert!(
+            asked.iter().all(|asked| asked.header("authorization") == Some(basic)),
+            "{asked:?}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn what_the_agent_does_not_know_of_is_told() {
     let guarded = Guarded::start(&documented()).await;
     for (config, word) in [
-        (guarded.config().enterprise_namespace("team"), "ns"),
+        (guarded.config().enterprise_namespace("team"), "Enterprise"),
         (guarded.config().datacenter("dc9"), "No path to datacenter (check Config::datacenter"),
     ] {
         let error = config.connect().await.unwrap_err();
@@ -598,25 +596,25 @@ async fn no_secret_is_shown_anywhere() {
         SECRET,
         "http://me:5e5a3e@",
         "http://me:5e5a3e@h:5e5a3e",
-        "http://me:5e5a3e@h/5e5a3e",
         "http://me:5e5a3e@h?5e5a3e",
         "http://me:5e5a3e@h#5e5a3e",
         "http://h?token=5e5a3e",
-        "http://5e5a3e@h",
         "http://me:5e5a3e@[::1",
-        "http://me:5e5a3e@h,http://you:5e5a3e@h",
         "http://me:5e5a3e@h,5e5a3e",
-        "unix:///5e5a3e,http://me:5e5a3e@h",
+        "http://me:5e5a3e@h,https://me:5e5a3e@h",
+        "unix:///run/consul,http://me:5e5a3e@h",
         "5e5a3e://me:5e5a3e@h",
     ] {
         let config = Config::new(url);
-        let shown_config = format!("{config:?}");
+        text += &format!("{config:?}");
         let error = config.connect().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid, "{url}: {error}");
-        if !url.starts_with("unix") {
-            text += &shown_config;
-            text += &shown(&error);
-        }
+        text += &shown(&error);
+    }
+    for url in ["http://me:5e5a3e@127.0.0.1:1", "http://5e5a3e@127.0.0.1:1/5e5a3e"] {
+        let config = Config::new(url);
+        text += &format!("{config:?}");
+        text += &shown(&config.connect().await.unwrap_err());
     }
     text += &logs.text();
     assert!(text.contains("could not"), "errors are among it");

@@ -46,15 +46,6 @@ impl Examples for Consul {
         Api::new(url, None).ask("DELETE", "/v1/kv/?recurse", b"").await?;
         Ok(())
     }
-
-    /// There is none in a URL for Consul.
-    fn with_password(&self, url: &str, _: &str) -> String {
-        url.to_owned()
-    }
-
-    fn variables(&self, password: &str) -> Vec<(&'static str, String)> {
-        vec![("CONSUL_HTTP_TOKEN", password.to_owned())]
-    }
 }
 
 /// Without `--url` the agent is the one that Consul's own tools would ask.

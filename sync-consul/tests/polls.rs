@@ -10,14 +10,12 @@ mod front;
 
 use std::time::{Duration, Instant};
 
-use agent::{
-    agent, applied, client, config, coordinator, delete, destroy, operator,
-};
+use agent::{agent, applied, client, config, coordinator, delete, destroy, operator};
 use front::{Answer, Asked, Front, Verdict, creating};
 use sync_conformance::driver::{Driver, TTL, bounded, claim, lock, name, record};
 use sync_consul::Cause;
-use sync_core::backend::{Attempt, Claim};
 use sync_core::Kind;
+use sync_core::backend::{Attempt, Claim};
 use tokio::time::{sleep, timeout};
 use tokio_stream::StreamExt;
 
@@ -168,8 +166,10 @@ async fn an_expiry_is_told_too() {
     let server = agent(&[]).await;
     let consul = operator(&server);
     let b = client(&server).await;
-    let made = consul.json("PUT", "/v1/session/create",
-        br#"{"TTL":"1s","NodeChecks":[],"Behavior":"delete"}"#).await.unwrap();
+    let made = consul
+        .json("PUT", "/v1/session/create", br#"{"TTL":"1s","NodeChecks":[],"Behavior":"delete"}"#)
+        .await
+        .unwrap();
     let path = format!("/v1/kv/sync/leader/a?acquire={}", made["ID"].as_str().unwrap());
     consul.ask("PUT", &path, b"text").await.unwrap();
     let seen = b.backend.holder(Kind::Leader, &name("a")).await.unwrap();
@@ -327,7 +327,15 @@ async fn asked_while_waiting(front: &Front, a: &Driver, of: &str) -> Vec<Asked> 
 async fn an_index_that_is_missing_or_malformed_makes_no_hot_loop_and_loses_no_wake() {
     let server = agent(&[]).await;
     let front = Front::of(&server).await;
-    let bad = [None, Some(""), Some("x"), Some("-1"), Some("0"), Some("1e3"), Some("18446744073709551616")];
+    let bad = [
+        None,
+        Some(""),
+        Some("x"),
+        Some("-1"),
+        Some("0"),
+        Some("1e3"),
+        Some("18446744073709551616"),
+    ];
     for (number, index) in bad.into_iter().enumerate() {
         front.change(spoiled(index));
         let a = client(&server).await;
@@ -401,7 +409,10 @@ async fn a_poll_that_is_never_answered_is_given_up_and_the_renewals_go_on() {
     let guard = sync.lock("mine").acquire().await.unwrap();
     let held = lock("a");
     let grant = a.held(&held).await;
-    let waiting = tokio::spawn({ let lock = sync.lock("a"); async move { lock.acquire().await } });
+    let waiting = tokio::spawn({
+        let lock = sync.lock("a");
+        async move { lock.acquire().await }
+    });
     sleep(Duration::from_millis(500)).await;
     front.decide(|asked| if asked.is_poll() { Verdict::Silence } else { Verdict::Pass });
     sleep(Duration::from_secs(11)).await; // those under way are over, the next are silent

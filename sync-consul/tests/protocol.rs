@@ -11,16 +11,15 @@ mod front;
 use std::time::{Duration, Instant};
 
 use agent::{
-    LOCK_FLAGS, agent, applied, client, config, delete, key, keys,
-    only, operator, ticket, void,
+    LOCK_FLAGS, agent, applied, client, config, delete, key, keys, only, operator, ticket, void,
 };
 use common::Api;
 use front::{Answer, Asked, Front, creating};
 use sync_conformance::driver::{Driver, TTL, bounded, claim, lock, name, record};
 use sync_conformance::logs;
 use sync_conformance::proxy::Proxy;
-use sync_core::backend::{Attempt, Claim, Ended, Grant, Ticket, Updated};
 use sync_core::Kind;
+use sync_core::backend::{Attempt, Claim, Ended, Grant, Ticket, Updated};
 use tokio::time::{sleep, timeout};
 use tokio_stream::StreamExt;
 
@@ -144,7 +143,9 @@ async fn a_newcomer_that_finds_a_free_name_and_a_line_joins_it() {
 async fn a_lock_and_an_election_of_one_name_are_two_things_and_so_are_names_that_nest() {
     let server = agent(&[]).await;
     let a = client(&server).await;
-    for claim in [lock("a"), claim(Kind::Leader, "a", true), lock("a/b"), lock("a/.lock"), lock("a/lock/a")] {
+    for claim in
+        [lock("a"), claim(Kind::Leader, "a", true), lock("a/b"), lock("a/.lock"), lock("a/lock/a")]
+    {
         a.held(&claim).await;
     }
 }
@@ -180,7 +181,8 @@ async fn whatever_an_abandoned_claim_has_asked_for_comes_too_late() {
         x.held(&held).await;
         assert_eq!(x.abandon(&held).await, Ended::Released);
         // A mere try, refused; then one that waits, and enters.
-        let (theirs, mere, waits) = (claim(kind, "b", true), claim(kind, "b", false), claim(kind, "b", true));
+        let (theirs, mere, waits) =
+            (claim(kind, "b", true), claim(kind, "b", false), claim(kind, "b", true));
         let grant = a.held(&theirs).await;
         x.blocked(&mere).await;
         x.abandon(&mere).await;
@@ -189,7 +191,8 @@ async fn whatever_an_abandoned_claim_has_asked_for_comes_too_late() {
         entered(&x, &waits, &place).await;
         assert_eq!(x.abandon(&waits).await, Ended::Released);
         // Given back, to those who stood in line before.
-        let (theirs, next, late) = (claim(kind, "c", true), claim(kind, "c", true), claim(kind, "c", true));
+        let (theirs, next, late) =
+            (claim(kind, "c", true), claim(kind, "c", true), claim(kind, "c", true));
         let grant = a.held(&theirs).await;
         b.blocked(&next).await;
         a.release(&theirs, &grant).await;
@@ -304,7 +307,10 @@ async fn a_500_says_nothing_of_what_was_done() {
     let sync = config(front.url()).connect().await.unwrap();
     sync.lock("warm").acquire().await.unwrap().release().await.unwrap();
     fails(&front);
-    let acquiring = tokio::spawn({ let lock = sync.lock("b"); async move { lock.acquire().await } });
+    let acquiring = tokio::spawn({
+        let lock = sync.lock("b");
+        async move { lock.acquire().await }
+    });
     sleep(Duration::from_millis(300)).await;
     assert_eq!(keys(&consul, "sync/lock/b/").await.len(), 1);
     front.change(|_, _| {});

@@ -87,12 +87,6 @@ pub trait Examples: Send + Sync + 'static {
         url.replacen("://", &format!("://user:{password}@"), 1)
     }
 
-    /// Variables of the environment that hand a password to the examples, where no URL holds one.
-    fn variables(&self, password: &str) -> Vec<(&'static str, String)> {
-        let _ = password;
-        Vec::new()
-    }
-
     /// The TTL of most cases in seconds: short, so that none takes long. It is kept by the store as
     /// it stands here, or nearly so.
     fn ttl(&self) -> f64 {

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may")]
 
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -10,6 +11,7 @@ use sync_conformance::{Failed, Server, server};
 use sync_consul::{Config, Coordinator, Options};
 use sync_core::Name;
 use sync_core::backend::{Claim, Session};
+use tokio::process::Command;
 use tokio::time::sleep;
 
 use crate::common::{Api, Pair};
@@ -136,4 +138,15 @@ pub(crate) async fn applied(api: &Api) -> u64 {
     let own: Value = api.json("GET", "/v1/agent/self", b"").await.unwrap();
     let text = own["Stats"]["raft"]["last_log_index"].as_str().unwrap().to_owned();
     text.parse().unwrap()
+}
+
+/// Runs one test of this program alone, with these variables in its environment, and gives what it
+/// printed.
+pub(crate) async fn again(test: &str, variables: &[(&str, &str)]) -> String {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture"]).envs(variables.iter().copied());
+    let ran = command.stdin(Stdio::null()).output().await.unwrap();
+    let text = String::from_utf8_lossy(&[ran.stdout, ran.stderr].concat()).into_owned();
+    assert!(ran.status.success() && text.contains("1 passed"), "{text}");
+    text
 }

@@ -260,7 +260,8 @@ impl Drop for Open<'_> {
 /// What of a client's requests creates something: those that a network may bring too late.
 pub(crate) fn creating(asked: Vec<Asked>) -> Vec<Asked> {
     let creates = |asked: &Asked| {
-        asked.path.starts_with("/v1/txn") && String::from_utf8_lossy(&asked.body).contains("\"lock\"")
+        asked.path.starts_with("/v1/txn")
+            && String::from_utf8_lossy(&asked.body).contains("\"lock\"")
     };
     asked.into_iter().filter(creates).collect()
 }

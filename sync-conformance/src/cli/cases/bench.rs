@@ -113,11 +113,6 @@ impl Bench {
         self.programs.examples.with_password(&self.server.url(), password)
     }
 
-    /// The variables that hand over the password besides.
-    pub(super) fn variables(&self, password: &str) -> Vec<(&'static str, String)> {
-        self.programs.examples.variables(password)
-    }
-
     pub(super) fn ttl(&self) -> Duration {
         Duration::from_secs_f64(self.programs.examples.ttl())
     }

@@ -1,7 +1,6 @@
 //! What the command line takes, and what the exit status says.
 
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -134,21 +133,18 @@ async fn nonsense_exits_2_and_help_says_what_protects(bench: Bench) -> Outcome {
 async fn a_store_that_does_not_answer_exits_1_and_tells_no_password(bench: Bench) -> Outcome {
     let (lock, elect) = bench.programs()?;
     // Nobody listens there as long as the bench has its port and its server is dead.
-    let (url, variables) = (bench.url_with("s3cret"), bench.variables("s3cret"));
-    let with_password = |command: &mut Command| {
-        command.envs(variables.iter().map(|(name, value)| (name, value)));
-    };
+    let url = bench.url_with("s3cret");
     bench.server().stop()?;
-    let silent = Example::start(lock, &["a", "--url", &url, "--wait", "60", "--", "true"], with_password)?;
+    let silent = Example::start(lock, &["a", "--url", &url, "--wait", "60", "--", "true"], |_| {})?;
     same(silent.exit(Duration::from_secs(10)).await?, 1, &silent);
 
-    let told = Example::start(lock, &["a", "--url", &url, "--", "true"], with_password)?;
+    let told = Example::start(lock, &["a", "--url", &url, "--", "true"], |_| {})?;
     pause(500).await;
     told.process().signal(Signal::TERM)?;
     same(told.exit(SOON).await?, 143, &told);
 
     bench.server().kill()?;
-    let absent = Example::start(elect, &["a", "--url", &url, "--node", "n"], with_password)?;
+    let absent = Example::start(elect, &["a", "--url", &url, "--node", "n"], |_| {})?;
     same(absent.exit(Duration::from_secs(10)).await?, 1, &absent);
     for run in [silent, told, absent] {
         assert!(!run.said().contains("s3cret"), "{}", run.said());
