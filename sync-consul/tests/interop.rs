@@ -474,7 +474,7 @@ async fn our_leader_is_read_by_consuls_own_tools() {
         let standing = consul.at(&key).await.unwrap();
         assert_eq!(standing.create_index, elected.token().get(), "an update moves no token");
         let until = Instant::now() + PATIENCE;
-        while !watched(&watch).iter().any(|index| *index == standing.modify_index) {
+        while !watched(&watch).contains(&standing.modify_index) {
             assert!(Instant::now() < until, "{}", watch.printed());
             sleep(Duration::from_millis(10)).await;
         }
