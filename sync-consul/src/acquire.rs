@@ -6,7 +6,7 @@ use sync_core::backend::{Attempt, Claim, Grant, Session, Ticket};
 use sync_core::{ErrorKind, Kind, StoreError};
 
 use crate::backend::Driver;
-use crate::keys::ticket;
+use crate::keys::{is_ticket_of, ticket};
 use crate::line::Line;
 use crate::pair::{LOCK_FLAGS, Pair};
 use crate::sessions::Place;
@@ -39,6 +39,12 @@ impl Spot<'_> {
     /// For an answer that is to be searched for the key and the line.
     pub(crate) fn seen(&self, created: Option<u64>) -> Seen<'_> {
         Seen::new(&self.key, Line::new(self.line.clone(), self.ticket.clone(), created))
+    }
+
+    /// Whether this is a key by which a session stands in the line.
+    pub(crate) fn is_ticket(&self, pair: &Pair) -> bool {
+        let segment = pair.key.strip_prefix(&*self.line);
+        segment.is_some_and(|segment| is_ticket_of(segment, &pair.session))
     }
 
     pub(crate) fn is_ours(&self, pair: &Pair) -> bool {

@@ -139,7 +139,9 @@ impl Driver {
                     return;
                 }
                 Place::After(before) => {
-                    if !until(self.followed(&before), |pair| pair.is_none()).await {
+                    // Where a session's end leaves its keys, the ticket may stay.
+                    let stands = |pair: &Pair| at.is_ticket(pair);
+                    if !until(self.followed(&before), |pair| !pair.is_some_and(stands)).await {
                         return;
                     }
                     // Most likely it is this one's turn: the key is looked at meanwhile.
