@@ -354,7 +354,10 @@ async fn an_answer_to_something_else_grants_nothing() {
         (200, "[".repeat(100_000)),
         (200, "{\"a\":".repeat(100_000)),
         (200, format!("[\"{}", "x".repeat(3 << 20))),
-        (409, r#"{"Results":null,"Errors":[{"OpIndex":1,"What":"key \"other\" exists"}]}"#.to_owned()),
+        (
+            409,
+            r#"{"Results":null,"Errors":[{"OpIndex":1,"What":"key \"other\" exists"}]}"#.to_owned(),
+        ),
         (409, "nonsense".to_owned()),
     ] {
         let text: String = body.chars().take(100).collect();

@@ -148,6 +148,29 @@ async fn what_a_session_leaves_that_keeps_its_keys_is_passed_over() {
 }
 
 #[tokio::test]
+async fn who_stands_behind_a_place_that_outlives_its_session_is_served() {
+    let server = agent(&[]).await;
+    let consul = operator(&server);
+    let keeping = config(server.url()).behavior(Behavior::Release).backend().await.unwrap();
+    let (a, b, c) = (client(&server).await, Driver::on(keeping, TTL).await, client(&server).await);
+    let (first, second, third) = (lock("a"), lock("a"), lock("a"));
+    let grant = a.held(&first).await;
+    b.blocked(&second).await;
+    let place = c.blocked(&third).await;
+    let waiting = tokio::spawn(async move {
+        c.backend.wait(&c.session, &third, &place).await;
+        c.again(&third, &place).await
+    });
+    sleep(Duration::from_millis(300)).await;
+    destroy(&consul, &b.session.id).await;
+    sleep(Duration::from_millis(300)).await;
+    assert_eq!(keys(&consul, "sync/line/").await[0], ticket(&b.session, &second), "it stays");
+    a.release(&first, &grant).await;
+    let got = timeout(Duration::from_secs(2), waiting).await.expect("woken").unwrap();
+    assert!(matches!(got, Attempt::Held(_)), "{got:?}");
+}
+
+#[tokio::test]
 async fn what_happens_to_a_claim_from_outside_is_told_at_once() {
     let server = agent(&[]).await;
     let consul = operator(&server);
@@ -246,7 +269,7 @@ async fn a_check_that_the_session_is_tied_to_ends_it() {
     let server = agent(&[]).await;
     let consul = operator(&server);
     let missing = config(server.url()).node_checks(["mine"]).connect().await.unwrap_err();
-    assert_eq!(missing.kind(), ErrorKind::Invalid, "{missing}");
+    assert_eq!(missing.kind(), ErrorKind::Unreachable, "{missing}");
     assert!(missing.to_string().contains("mine"), "{missing}");
 
     let check = br#"{"ID":"mine","Name":"mine","TTL":"600s","Status":"passing"}"#;
@@ -260,7 +283,8 @@ async fn a_check_that_the_session_is_tied_to_ends_it() {
     })
     .await;
     let failing = config(server.url()).node_checks(["mine"]).connect().await.unwrap_err();
-    assert_eq!(failing.kind(), ErrorKind::Invalid, "{failing}");
+    assert_eq!(failing.kind(), ErrorKind::Unreachable, "{failing}");
+    assert!(failing.to_string().contains("must be there and pass"), "{failing}");
     consul.ask("PUT", "/v1/agent/check/pass/mine", b"").await.unwrap();
     sleep(Duration::from_secs(1)).await;
     let of_service = config(server.url()).service_checks(["web-up"]);
