@@ -21,7 +21,6 @@ use sync_conformance::proxy::Proxy;
 use sync_core::Kind;
 use sync_core::backend::{Attempt, Claim, Ended, Grant, Ticket, Updated};
 use tokio::time::{sleep, timeout};
-use tokio_stream::StreamExt;
 
 /// Takes a turn that has come.
 async fn entered(client: &Driver, claim: &Claim, place: &Ticket) -> Grant {
