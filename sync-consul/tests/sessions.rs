@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use agent::{
     agent, applied, client, client_with, config, coordinator, delete, destroy, key, keys, only,
-    operator, put, sessions, ticket,
+    operator, put, ticket,
 };
 use common::Api;
 use front::{Answer, Front, Verdict};
