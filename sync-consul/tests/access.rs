@@ -523,6 +523,31 @@ async fn user_and_password_are_shown_to_a_proxy_before_the_agent() {
     }
 }
 
+#[cfg(unix)]
+#[tokio::test]
+async fn an_agent_may_be_reached_by_its_socket() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("consul.sock").display().to_string();
+    let listen = format!("addresses {{ http = \"127.0.0.1 unix://{socket}\" }}");
+    let server = server::consul(1, &[ACLS, &listen]).start().await.unwrap();
+    let root = Api::new(&server.url(), Some(ROOT));
+    agent::ready(&root).await.unwrap();
+    let url = format!("unix://{socket}");
+    let (a, b) = (
+        config(&url).token(ROOT).connect().await.unwrap(),
+        config(&url).token(ROOT).connect().await.unwrap(),
+    );
+    let guard = a.lock("a").acquire().await.unwrap();
+    let lock = b.lock("a");
+    let waiting = tokio::spawn(async move { lock.acquire().await.unwrap() });
+    sleep(Duration::from_millis(300)).await;
+    guard.release().await.unwrap();
+    timeout(SOON, waiting).await.expect("woken").unwrap().release().await.unwrap();
+    assert!(keys(&root, "sync/").await.is_empty());
+    let missing = within(config("unix:///no/such/socket")).connect().await.unwrap_err();
+    assert_eq!(missing.kind(), ErrorKind::Unreachable, "{missing}");
+}
+
 #[tokio::test]
 async fn what_the_agent_does_not_know_of_is_told() {
     let guarded = Guarded::start(&documented()).await;

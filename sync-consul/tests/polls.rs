@@ -227,6 +227,41 @@ async fn a_name_has_one_long_poll_however_many_tasks_wait_or_follow() {
     assert_eq!(open.len(), 1, "nobody wants to know any more but of the session: {open:?}");
 }
 
+#[tokio::test]
+async fn a_hundred_elections_are_followed_over_64_long_polls() {
+    const MANY: usize = 100;
+    let server = agent(&[]).await;
+    let front = Front::of(&server).await;
+    let (other, sync) =
+        (coordinator(&server.url(), TTL).await, coordinator(&front.url(), TTL).await);
+    let mut followed = Vec::new();
+    for number in 0..MANY {
+        let mut changes = sync.leader(format!("n{number}")).changes().unwrap();
+        assert_eq!(changes.next().await.unwrap(), None);
+        followed.push(changes);
+    }
+    for round in 0..2 {
+        let mut elected = Vec::new();
+        for number in 0..MANY {
+            elected.push(other.leader(format!("n{number}")).elect().await.unwrap());
+        }
+        for (number, changes) in followed.iter_mut().enumerate() {
+            let told = timeout(Duration::from_secs(3), changes.next()).await;
+            let told = told.unwrap_or_else(|_| panic!("{round}: {number} is not told")).unwrap();
+            assert_eq!(told.unwrap().token, Some(elected[number].token()), "{round}: {number}");
+        }
+        for elected in elected {
+            elected.resign().await.unwrap();
+        }
+        for (number, changes) in followed.iter_mut().enumerate() {
+            let told = timeout(Duration::from_secs(3), changes.next()).await;
+            let told = told.unwrap_or_else(|_| panic!("{round}: {number} is not told"));
+            assert_eq!(told.unwrap(), None, "{round}: {number}");
+        }
+    }
+    assert!(front.most_open_polls() <= 64, "{}", front.most_open_polls());
+}
+
 const HELD: usize = 1_000;
 const WAITED: usize = 300;
 

@@ -18,7 +18,7 @@ use common::Api;
 use front::{Answer, Front, Verdict};
 use serde_json::{Value, json};
 use sync_conformance::driver::{Driver, TTL, bounded, claim, lock, name, record};
-use sync_consul::{Behavior, Cause, Config, Options};
+use sync_consul::{Behavior, Cause, Config, Coordinator, Options};
 use sync_core::backend::{Attempt, Claim, Held, Loss, Renewal, Updated};
 use sync_core::{ErrorKind, Kind};
 use tokio::time::{sleep, timeout};
@@ -332,4 +332,84 @@ async fn a_call_to_a_dead_session_says_so_and_one_of_another_answer_does_not() {
     let held = [Held { grant: x.held(&lock("a")).await, claim: lock("a").into() }];
     destroy(&operator(&server), &x.session.id).await;
     assert!(matches!(x.backend.renew(&x.session, &held).await.unwrap(), Renewal::Ended));
+}
+
+/// Its place is gone with it, and nobody else tells: renewals are ten seconds apart.
+#[tokio::test]
+async fn who_waits_and_loses_his_session_stands_in_line_again_at_once() {
+    let server = agent(&[]).await;
+    let consul = operator(&server);
+    let ttl = Duration::from_secs(30);
+    let a = client(&server).await;
+    for kind in [Kind::Lock, Kind::Leader] {
+        let (one, two) =
+            (coordinator(&server.url(), ttl).await, coordinator(&server.url(), ttl).await);
+        let held = claim(kind, "a", true);
+        let grant = a.held(&held).await;
+        let wait = |sync: &Coordinator| {
+            let (lock, leader) = (sync.lock("a"), sync.leader("a"));
+            tokio::spawn(async move {
+                match kind {
+                    Kind::Lock => lock.acquire().await.unwrap().release().await.unwrap(),
+                    _ => leader.elect().await.unwrap().resign().await.unwrap(),
+                }
+            })
+        };
+        let line = format!("sync/line/{kind}/a/");
+        let standing = async |count: usize| {
+            let until = Instant::now() + Duration::from_secs(3);
+            loop {
+                let mut pairs = consul.pairs(&line).await.unwrap();
+                pairs.sort_by_key(|pair| pair.create_index);
+                if pairs.len() == count {
+                    return pairs;
+                }
+                assert!(Instant::now() < until, "{count} do not stand in line: {pairs:?}");
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let first = wait(&one);
+        standing(1).await;
+        let second = wait(&two);
+        let before = standing(2).await;
+        sleep(Duration::from_millis(300)).await;
+        destroy(&consul, &before[0].session).await;
+        sleep(Duration::from_millis(300)).await;
+        let after = standing(2).await;
+        assert_eq!(after[0].key, before[1].key, "who has lost nothing is the first now");
+        assert_ne!(after[1].session, before[0].session, "with a session that lives");
+        a.release(&held, &grant).await;
+        for waiting in [second, first] {
+            timeout(Duration::from_secs(3), waiting).await.expect("served").unwrap();
+        }
+    }
+}
+
+/// More sessions than are watched by a poll of their own: their keys tell.
+#[tokio::test]
+async fn the_end_of_each_of_many_sessions_is_told() {
+    const MANY: usize = 40;
+    let server = agent(&[]).await;
+    let (consul, front) = (operator(&server), Front::of(&server).await);
+    for behavior in [Behavior::Delete, Behavior::Release] {
+        front.forget();
+        let options = Options::new().ttl(Duration::from_secs(60));
+        let config = config(front.url()).behavior(behavior).options(options);
+        let sync = config.connect().await.unwrap();
+        let mut guards = Vec::new();
+        for number in 0..MANY {
+            let lock = sync.lock(format!("{behavior:?}{number}")).dedicated_session();
+            guards.push(lock.acquire().await.unwrap());
+        }
+        sleep(Duration::from_secs(1)).await;
+        assert!(front.most_open_polls() <= 64, "{}", front.most_open_polls());
+        for number in [0, MANY / 2, MANY - 1] {
+            let path = format!("sync/lock/{behavior:?}{number}/.lock");
+            destroy(&consul, &only(&consul, &path).await.session).await;
+            let revoked = timeout(Duration::from_secs(4), guards[number].revoked()).await;
+            let cause = revoked.unwrap_or_else(|_| panic!("{number} is not told")).cause;
+            assert_eq!(cause, Cause::Session, "{behavior:?}: {number}");
+        }
+        assert_eq!(guards.iter().filter(|guard| guard.is_valid()).count(), MANY - 3);
+    }
 }
