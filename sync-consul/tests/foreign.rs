@@ -195,8 +195,7 @@ async fn a_record_of_ours_under_anothers_session_is_anothers() {
 async fn data_that_comes_while_one_waits_ends_the_wait_with_its_name() {
     let server = agent(&[]).await;
     let consul = operator(&server);
-    let (one, two) =
-        (coordinator(&server.url(), TTL).await, coordinator(&server.url(), TTL).await);
+    let (one, two) = (coordinator(&server.url(), TTL).await, coordinator(&server.url(), TTL).await);
     let guard = one.lock("a").acquire().await.unwrap();
     let waiting = tokio::spawn({
         let lock = two.lock("a");
