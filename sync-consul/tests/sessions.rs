@@ -220,9 +220,6 @@ async fn session_is_lost(
     assert_eq!(timeout(soon, guard.revoked()).await.expect("told at once").cause, Cause::Session);
     assert_eq!(timeout(soon, elected.revoked()).await.expect("told at once").cause, Cause::Session);
     assert!(began.elapsed() < soon, "before the lock-delay is over");
-    // It can be had again, by the same, as soon as that is over.
-    let again = sync.lock("b").acquire().await;
-    drop(again);
 }
 
 #[tokio::test]
