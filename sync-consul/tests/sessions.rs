@@ -258,7 +258,6 @@ async fn an_agent_that_is_deregistered_is_told_to_the_holder_and_to_who_comes_th
             consul.ask("PUT", "/v1/catalog/register", body).await.unwrap();
         }
     }
-    assert!(refused > 0);
 }
 
 #[tokio::test]
