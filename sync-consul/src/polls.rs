@@ -124,8 +124,13 @@ impl Polls {
         let inner = &self.inner;
         let mut table = inner.table();
         if let Some(entry) = table.entries.get_mut(&subject) {
-            if why == Why::Wait {
+            if why == Why::Wait && entry.why != why {
                 entry.why = why;
+                if entry.task.is_none() {
+                    // What is held alone was read less often.
+                    entry.states.send_replace(State::Unknown);
+                    inner.joined.notify_one();
+                }
             }
             return Some(Following::new(entry.states.subscribe()));
         }

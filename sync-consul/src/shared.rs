@@ -18,6 +18,9 @@ const PACE: Duration = Duration::from_millis(250);
 /// The keys that are held are read no more often.
 const HELD_PACE: Duration = Duration::from_secs(2);
 
+/// How long to wait before what could not be read is read again.
+const AGAIN: Duration = Duration::from_millis(500);
+
 type Asking = Pin<Box<dyn Future<Output = Result<Option<u64>, StoreError>> + Send>>;
 
 /// The task of the shared poll.
@@ -53,7 +56,7 @@ impl Shared {
         let mut asking: Option<Asking> = None;
         let mut not_before = clock.now();
         let (mut stale, mut held_at) = (false, clock.now());
-        let mut due = Due::default();
+        let (mut due, mut again) = (Due::default(), None);
         loop {
             // Not kept: the backend may go meanwhile, which ends this task.
             let sharing = match self.inner.upgrade() {
@@ -61,7 +64,9 @@ impl Shared {
                 None => return,
             };
             let Some(sharing) = sharing else { return };
-            self.read(&sharing, due).await;
+            if !self.read(&sharing, due).await {
+                again = Some(clock.now() + self.environment.jitter(AGAIN));
+            }
             drop(sharing);
             due = Due::default();
             let question = asking.get_or_insert_with(|| self.ask(&index, not_before));
@@ -82,6 +87,7 @@ impl Shared {
                 }
                 () = joined.notified() => {}
                 () = clock.sleep_until(held_at), if stale => {}
+                () = clock.sleep_until(again.unwrap_or(held_at)), if again.is_some() => again = None,
             }
             if stale && clock.now() >= held_at {
                 (stale, due.held) = (false, true);
@@ -109,18 +115,20 @@ impl Shared {
         })
     }
 
-    /// Reads what is due, and what was never read.
-    async fn read(&self, sharing: &[(String, Why, watch::Sender<State>)], due: Due) {
+    /// Reads what is due, and what was not read so far. Whether all could be read.
+    async fn read(&self, sharing: &[(String, Why, watch::Sender<State>)], due: Due) -> bool {
+        let mut all = true;
         let wanted: Vec<_> = sharing
             .iter()
             .filter(|(_, why, states)| {
                 let due = if *why == Why::Held { due.held } else { due.waits };
-                due || matches!(*states.borrow(), State::Unknown)
+                due || !matches!(*states.borrow(), State::Is(_))
             })
             .collect();
         for batch in wanted.chunks(MOST_OPERATIONS) {
             let keys: Vec<&str> = batch.iter().map(|(key, ..)| key.as_str()).collect();
             let read = self.api.read_all(&keys).await.map_err(Arc::new);
+            all &= read.is_ok();
             for (key, _, states) in batch {
                 let state = match &read {
                     Ok(pairs) => {
@@ -132,5 +140,6 @@ impl Shared {
                 states.send_replace(state);
             }
         }
+        all
     }
 }

@@ -12,12 +12,14 @@ use std::time::{Duration, Instant};
 
 use agent::{agent, applied, client, config, coordinator, delete, destroy, operator};
 use front::{Answer, Asked, Front, Verdict, creating};
-use sync_conformance::driver::{Driver, TTL, bounded, claim, lock, name, record};
+use sync_conformance::driver::{Driver, TTL, bounded, claim, eventually, lock, name, record};
 use sync_consul::Cause;
 use sync_core::Kind;
 use sync_core::backend::{Attempt, Claim};
 use tokio::time::{sleep, timeout};
 use tokio_stream::StreamExt;
+
+const SOON: Duration = Duration::from_secs(3);
 
 #[tokio::test]
 async fn a_free_name_costs_two_requests_and_two_writes() {
@@ -261,6 +263,36 @@ async fn a_hundred_elections_are_followed_over_64_long_polls() {
         }
     }
     assert!(front.most_open_polls() <= 64, "{}", front.most_open_polls());
+}
+
+/// What is held is read less often than what somebody waits for: who asks is told what was so
+/// meanwhile.
+#[tokio::test]
+async fn who_follows_what_we_hold_ourselves_is_told_of_what_was_not_read_yet() {
+    let server = agent(&[]).await;
+    let (consul, front) = (operator(&server), Front::of(&server).await);
+    let x = Driver::on(config(front.url()).backend().await.unwrap(), TTL).await;
+    let _losses = x.backend.losses(&x.session);
+    let mut held = Vec::new();
+    for number in 0..20 {
+        let claim = claim(Kind::Leader, &format!("n{number}"), true);
+        held.push((x.held(&claim).await, claim));
+    }
+    let shared = |front: &Front| front.open_polls().iter().any(|path| path.contains("separator"));
+    eventually(SOON, async || if shared(&front) { Ok(()) } else { Err("no shared poll") }).await;
+    let (grant, last) = held.last().unwrap();
+    let renamed = record("renamed", last.nonce).into();
+    let renamed = Claim::new(Kind::Leader, last.name.clone(), last.nonce, renamed, true);
+    // Twice in a row: the second is not read at once.
+    for number in 0..3 {
+        agent::put(&consul, "sync/beside", &number.to_string()).await;
+        sleep(Duration::from_millis(400)).await;
+    }
+    x.backend.update(&x.session, &renamed, grant).await.unwrap();
+    sleep(Duration::from_millis(400)).await;
+    let watch = x.backend.watch(Kind::Leader, &last.name, &grant.version);
+    let seen = timeout(SOON, watch).await.expect("told at once").unwrap();
+    assert_eq!(seen.holder.unwrap().record, *renamed.record);
 }
 
 const HELD: usize = 1_000;
