@@ -6,6 +6,7 @@ use sync_core::backend::{Attempt, Claim, Grant, Session, Ticket};
 use sync_core::{ErrorKind, Kind, StoreError};
 
 use crate::backend::Driver;
+use crate::http::IntoUnsent as _;
 use crate::keys::{is_ticket_of, ticket};
 use crate::line::Line;
 use crate::pair::{LOCK_FLAGS, Pair};
@@ -99,7 +100,8 @@ enum Refused {
     Taken,
     /// This session has it, for a claim that is about to end.
     Soon,
-    /// Nobody has it: it was given back just now, which the next try shows, or it is lock-delay.
+    /// Nobody has it: it was given back just now, which the next try shows, or it is lock-delay, of
+    /// which nobody tells.
     Delayed,
     SessionEnded,
 }
@@ -151,14 +153,14 @@ impl Driver {
                 }
                 return self.give_way(at, &grant).await.map_err(StoreError::unsettled);
             }
-            match self.why_refused(at).await? {
+            match self.why_refused(at, left).await? {
                 Refused::Ours(grant) => return Ok(Attempt::Held(grant)),
                 Refused::Left(index) => left = Some(index),
                 Refused::Cleared => left = None,
                 Refused::Taken if at.claim.queue => return self.join(at, false).await,
                 Refused::Taken => return Ok(note.blocked(None)),
                 Refused::Soon => return Ok(note.blocked(Some(SOON))),
-                Refused::Delayed if std::mem::take(&mut again) => left = None,
+                Refused::Delayed if left.is_none() && std::mem::take(&mut again) => {}
                 Refused::Delayed if at.claim.queue => return self.join(at, true).await,
                 Refused::Delayed => return Ok(note.blocked(None)),
                 Refused::SessionEnded => return Ok(Attempt::SessionEnded),
@@ -243,13 +245,13 @@ impl Driver {
             if self.api.commit(&ops, &mut seen).await? {
                 return at.grant(&seen).map(Attempt::Held);
             }
-            match self.why_refused(at).await? {
+            match self.why_refused(at, left).await? {
                 Refused::Ours(grant) => return Ok(Attempt::Held(grant)),
                 Refused::Left(index) => left = Some(index),
                 Refused::Cleared => left = None,
                 Refused::Taken => return Ok(Note { refusals: 0, ..note }.blocked(None)),
                 Refused::Soon => return Ok(note.blocked(Some(SOON))),
-                Refused::Delayed if std::mem::take(&mut again) => left = None,
+                Refused::Delayed if left.is_none() && std::mem::take(&mut again) => {}
                 Refused::Delayed => return Ok(self.delayed(note)),
                 Refused::SessionEnded => return Ok(Attempt::SessionEnded),
             }
@@ -273,18 +275,18 @@ impl Driver {
         }
     }
 
-    /// Reads the key after a refusal, whose words say nothing that counts.
-    async fn why_refused(&self, at: &Spot<'_>) -> Result<Refused, StoreError> {
+    /// Reads the key after a refusal, whose words say nothing that counts. `left`: it was tried as
+    /// one that stands there without a session since this index.
+    async fn why_refused(&self, at: &Spot<'_>, left: Option<u64>) -> Result<Refused, StoreError> {
         let Some(pair) = self.api.read(&at.key).await? else {
-            // An ended session is refused in the same words as one that comes too early.
-            return match self.api.renew_session(at.session).await {
-                Ok(true) => Ok(Refused::Delayed),
-                Ok(false) => Ok(Refused::SessionEnded),
-                Err(error) => Err(crate::http::IntoUnsent::into_unsent(error)),
+            return match left {
+                Some(_) => Ok(Refused::Cleared),
+                None => self.why_not_free(at).await,
             };
         };
         if pair.session.is_empty() {
             return match pair.flags {
+                LOCK_FLAGS if left == Some(pair.modify_index) => self.why_not_free(at).await,
                 LOCK_FLAGS => Ok(Refused::Left(pair.modify_index)),
                 _ => Err(foreign(&at.key)),
             };
@@ -306,6 +308,16 @@ impl Driver {
                 self.hand_over(&pair).await?;
                 Ok(Refused::Cleared)
             }
+        }
+    }
+
+    /// The key was refused though nobody holds it. An ended session is refused in the same words as
+    /// one that comes too early.
+    async fn why_not_free(&self, at: &Spot<'_>) -> Result<Refused, StoreError> {
+        match self.api.renew_session(at.session).await {
+            Ok(true) => Ok(Refused::Delayed),
+            Ok(false) => Ok(Refused::SessionEnded),
+            Err(error) => Err(error.into_unsent()),
         }
     }
 

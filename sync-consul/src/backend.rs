@@ -222,8 +222,8 @@ impl Backend for Consul {
         driver.sessions.enter(&session.id, nonce, &at.key, &at.ticket);
         let attempt = driver.attempt(&at, Note::read(ticket), unanswered).await;
         let over = match &attempt {
-            Ok(Attempt::Held(_)) => {
-                driver.watch_held(session, nonce, &at.key);
+            Ok(Attempt::Held(grant)) => {
+                driver.watch_held(session, nonce, &at.key, grant.token);
                 false
             }
             Ok(Attempt::Anew | Attempt::SessionEnded) => true,

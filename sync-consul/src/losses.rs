@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sync_core::backend::{Loss, Losses, Nonce, Session};
-use sync_core::{Environment, StoreError};
+use sync_core::{Environment, FencingToken, StoreError};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::api::Api;
 use crate::backend::Driver;
+use crate::pair::Pair;
 use crate::polls::{Following, State, Subject, Why};
 use crate::sessions::Watch;
 
@@ -42,8 +43,14 @@ impl Driver {
         Box::pin(UnboundedReceiverStream::new(told))
     }
 
-    /// Watches the key of a claim that is held from now on.
-    pub(crate) fn watch_held(self: &Arc<Self>, session: &Session, nonce: Nonce, key: &str) {
+    /// Watches the key of a claim that is held from now on, with this token.
+    pub(crate) fn watch_held(
+        self: &Arc<Self>,
+        session: &Session,
+        nonce: Nonce,
+        key: &str,
+        token: FencingToken,
+    ) {
         self.sessions.held(&session.id, nonce, |losses| {
             let (driver, key) = (Arc::downgrade(self), key.to_owned());
             let watcher = self.watcher(session, losses);
@@ -54,7 +61,7 @@ impl Driver {
                     .upgrade()
                     .and_then(|driver| driver.polls.follow(Subject::Key(key.clone()), Why::Held));
                 if let Some(states) = states {
-                    watcher.claim(states, &key, nonce).await;
+                    watcher.claim(states, &key, (nonce, token)).await;
                 }
             });
             Watch::new(task.abort_handle())
@@ -91,17 +98,20 @@ impl Watcher {
         }
     }
 
-    /// Tells when the key is no longer this claim's.
-    async fn claim(self, mut states: Following, key: &str, nonce: Nonce) {
+    /// Tells when the key is no longer this acquisition's. One that was deleted and made anew, by a
+    /// request of the same claim that came late, is not: somebody may have held it in between.
+    async fn claim(self, mut states: Following, key: &str, (nonce, token): (Nonce, FencingToken)) {
+        let ours =
+            |pair: &Pair| pair.is_of(&self.session, nonce) && pair.create_index == token.get();
         loop {
             let State::Is(pair) = states.next().await else { continue };
-            if pair.is_some_and(|pair| pair.is_of(&self.session, nonce)) {
+            if pair.as_deref().is_some_and(ours) {
                 continue;
             }
             // What a poll shows may be what was so before the claim was held.
             let lost = loop {
                 match self.api.read(key).await {
-                    Ok(pair) => break !pair.is_some_and(|pair| pair.is_of(&self.session, nonce)),
+                    Ok(pair) => break !pair.as_ref().is_some_and(ours),
                     Err(_) => self.pause(AGAIN).await,
                 }
             };

@@ -11,18 +11,20 @@ mod front;
 use std::time::{Duration, Instant};
 
 use agent::{
-    agent, applied, client, client_with, config, coordinator, delete, destroy, key, keys, only,
-    operator, put, ticket,
+    LOCK_FLAGS, agent, applied, client, client_with, config, coordinator, delete, destroy, key,
+    keys, only, operator, put, ticket,
 };
 use common::Api;
-use front::{Answer, Front, Verdict};
+use front::{Answer, Front, Verdict, creating};
 use serde_json::{Value, json};
-use sync_conformance::driver::{Driver, TTL, bounded, claim, lock, name, record};
+use sync_conformance::driver::{Driver, TTL, bounded, claim, eventually, lock, name, record};
 use sync_consul::{Behavior, Cause, Config, Coordinator, Options};
-use sync_core::backend::{Attempt, Claim, Held, Loss, Renewal, Updated};
+use sync_core::backend::{Attempt, Claim, Ended, Held, Loss, Renewal, Updated};
 use sync_core::{ErrorKind, Kind};
 use tokio::time::{sleep, timeout};
 use tokio_stream::StreamExt;
+
+const SOON: Duration = Duration::from_secs(3);
 
 async fn info(consul: &Api, session: &str) -> Value {
     consul.json("GET", &format!("/v1/session/info/{session}"), b"").await.unwrap()[0].clone()
@@ -308,6 +310,68 @@ async fn lock_delay_is_waited_out_without_asking_all_the_time() {
     assert!(writes <= 14, "{writes} writes");
     guard.release().await.unwrap();
     assert!(keys(&consul, "sync/").await.is_empty());
+}
+
+/// As where sessions keep their keys: the key stands there, and cannot be had for a while.
+#[tokio::test]
+async fn the_lock_delay_of_a_key_that_stays_is_waited_out_too() {
+    let server = agent(&[]).await;
+    let consul = operator(&server);
+    let b = client(&server).await;
+    for kind in [Kind::Lock, Kind::Leader] {
+        let keeping = config(server.url()).behavior(Behavior::Release).backend().await.unwrap();
+        let a = Driver::on(keeping, TTL).await;
+        let held = claim(kind, "a", true);
+        let old = a.held(&held).await;
+        destroy(&consul, &a.session.id).await;
+        b.blocked(&claim(kind, "a", false)).await;
+        let waits = claim(kind, "a", true);
+        let place = b.blocked(&waits).await;
+        assert!(place.not_before > Duration::ZERO, "nobody tells when it is over");
+        assert_eq!(keys(&consul, "sync/").await, [key(&held), ticket(&b.session, &waits)]);
+        let before = applied(&consul).await;
+        let grant = b.acquire(&waits).await;
+        assert!(grant.token > old.token);
+        let writes = applied(&consul).await - before;
+        assert!(writes <= 28, "{writes} writes");
+        b.release(&waits, &grant).await;
+        // A session that has ended is told apart from that.
+        let ended = client(&server).await;
+        put_left(&consul, &key(&held)).await;
+        destroy(&consul, &ended.session.id).await;
+        assert!(matches!(ended.attempt(&claim(kind, "a", true)).await, Attempt::SessionEnded));
+        delete(&consul, "sync/?recurse").await;
+    }
+}
+
+/// A lock's key without a session.
+async fn put_left(consul: &Api, key: &str) {
+    put(consul, &format!("{key}?flags={LOCK_FLAGS}"), "theirs").await;
+}
+
+/// Somebody may have held it in between, with a token that is greater.
+#[tokio::test]
+async fn a_key_that_was_deleted_and_made_anew_by_the_same_claim_is_lost() {
+    let server = agent(&[]).await;
+    let (consul, front) = (operator(&server), Front::of(&server).await);
+    let x = Driver::on(config(front.url()).backend().await.unwrap(), TTL).await;
+    let mut losses = x.backend.losses(&x.session);
+    let held = lock("a");
+    let grant = x.held(&held).await;
+    let late = creating(front.asked()).remove(0);
+    eventually(SOON, async || {
+        front.open_polls().iter().find(|p| p.contains("/.lock")).map(drop).ok_or("not watched")
+    })
+    .await;
+    // At once, so that no poll sees it gone.
+    let mut ops: Vec<Value> = serde_json::from_slice(&late.body).unwrap();
+    ops.insert(0, json!({ "KV": { "Verb": "delete", "Key": key(&held) } }));
+    consul.ask("PUT", "/v1/txn", json!(ops).to_string().as_bytes()).await.unwrap();
+    let anew = only(&consul, "sync/lock/").await;
+    assert!(anew.create_index > grant.token.get() && anew.session == *x.session.id);
+    let loss = timeout(SOON, losses.next()).await.expect("told at once");
+    assert_eq!(loss, Some(Loss::Claim(held.nonce)));
+    assert_eq!(x.release(&held, &grant).await, Ended::NotOurs);
 }
 
 #[tokio::test]
