@@ -8,6 +8,8 @@ use std::time::Duration;
 use percent_encoding::percent_decode_str;
 use reqwest::{Client, Url, redirect, retry};
 use sync_core::backend::{Expiry, Profile};
+#[cfg(feature = "tls")]
+use sync_core::tls::Pem;
 use sync_core::{Coordinator, Error, ErrorKind, Options, StoreError};
 
 use crate::api::Api;
@@ -16,8 +18,6 @@ use crate::error;
 use crate::http::{Agents, Http, Recipe};
 use crate::keys::Keys;
 use crate::probe;
-#[cfg(feature = "tls")]
-use crate::tls::Pem;
 use crate::tls::{Prepared, Tls};
 use crate::token::{Credentials, Token};
 

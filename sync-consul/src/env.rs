@@ -1,7 +1,8 @@
 //! The variables by which Consul's own tools are told where the agent is.
 
+use sync_core::tls::Pem;
+
 use crate::config::Config;
-use crate::tls::Pem;
 use crate::token::Token;
 
 /// Where an agent is that nobody names.

@@ -48,8 +48,6 @@ mod api;
 mod backend;
 mod config;
 mod crowds;
-#[cfg(feature = "tls")]
-mod crypto;
 mod end;
 mod env;
 mod error;

@@ -1,22 +1,12 @@
 //! Who is trusted, and what is shown to the agent.
 
-use std::path::PathBuf;
-
 use reqwest::ClientBuilder;
 use sync_core::Error;
+use sync_core::tls::Pem;
 
 use crate::config::invalid;
 #[cfg(feature = "tls")]
 use crate::error;
-
-/// PEM text, or where it stands.
-#[derive(Clone)]
-pub(crate) enum Pem {
-    #[cfg(feature = "tls")]
-    Text(Vec<u8>),
-    #[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "refused where there is no TLS"))]
-    File(PathBuf),
-}
 
 /// What was given for TLS.
 #[derive(Clone, Default)]
@@ -74,7 +64,7 @@ impl Tls {
     pub(crate) fn prepare(&self) -> Result<Prepared, Error> {
         use reqwest::{Certificate, Identity};
 
-        crate::crypto::provide_crypto()?;
+        sync_core::tls::provide_crypto()?;
         if self.unchecked_by_environment && !self.unchecked {
             return Err(invalid("CONSUL_HTTP_SSL_VERIFY asks for certificates not to be checked")
                 .advise("unset it, or call Config::danger_accept_invalid_certificates"));
@@ -86,15 +76,13 @@ impl Tls {
         }
         // The library's text is about the form of the PEM and holds nothing of it.
         let no_pem = |error: reqwest::Error| invalid(error::words(error));
-        let (certificate, key) =
-            (("certificate", "BEGIN CERTIFICATE"), ("private key", "PRIVATE KEY"));
         let roots = match &self.ca {
-            Some(ca) => Some(Certificate::from_pem_bundle(&ca.read(certificate)?).map_err(no_pem)?),
+            Some(ca) => Some(Certificate::from_pem_bundle(&ca.certificates()?).map_err(no_pem)?),
             None => None,
         };
         let identity = match &self.identity {
             Some((chain, secret)) => {
-                let pem = [chain.read(certificate)?, b"\n".to_vec(), secret.read(key)?].concat();
+                let pem = [chain.certificates()?, b"\n".to_vec(), secret.private_key()?].concat();
                 Some(Identity::from_pem(&pem).map_err(no_pem)?)
             }
             None => None,
@@ -104,33 +92,11 @@ impl Tls {
 }
 
 #[cfg(feature = "tls")]
-impl Pem {
-    /// Reads what must hold an item with this label. Without one the library would trust nobody,
-    /// or show nothing, and say neither.
-    fn read(&self, (what, label): (&str, &str)) -> Result<Vec<u8>, Error> {
-        let (pem, place) = match self {
-            Pem::Text(text) => (text.clone(), "what was given".to_owned()),
-            Pem::File(path) => {
-                let place = path.display().to_string();
-                let read = std::fs::read(path);
-                (read.map_err(|error| invalid(format!("cannot read {place}: {error}")))?, place)
-            }
-        };
-        let label = format!("{label}-----");
-        match pem.windows(label.len()).any(|found| found == label.as_bytes()) {
-            true => Ok(pem),
-            false => Err(invalid(format!("there is no {what} in {place}"))
-                .advise("give it as PEM, which begins with -----BEGIN")),
-        }
-    }
-}
-
-#[cfg(feature = "tls")]
 impl Prepared {
     /// The library wants cryptography also where none is used, or panics; and the system's
     /// certificates, which a small container does not have.
     pub(crate) fn for_plain_text() -> Result<Self, Error> {
-        crate::crypto::provide_crypto()?;
+        sync_core::tls::provide_crypto()?;
         Ok(Self { roots: Some(Vec::new()), identity: None, unchecked: false })
     }
 

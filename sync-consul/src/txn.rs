@@ -279,6 +279,7 @@ mod tests {
         }
         let error = refused(&what(1, "Permission denied"), &ops).unwrap_err();
         assert!(error.settled());
-        assert_eq!(error.to_string(), "Permission denied: the token lacks key:write on \"ns/k\"");
+        let text = error.to_string();
+        assert!(text.contains("the token lacks key:write on \"ns/k\""), "{text}");
     }
 }

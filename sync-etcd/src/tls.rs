@@ -7,9 +7,10 @@ pub(crate) use without::{Settings, Tls, secure};
 
 #[cfg(any(feature = "rustls-ring", feature = "rustls-aws-lc"))]
 mod with {
-    use std::path::{Path, PathBuf};
+    use std::path::Path;
 
     use etcd_client::{Certificate, Identity, TlsOptions};
+    use sync_core::tls::Pem;
     use sync_core::{Error, ErrorKind};
     use tonic::transport::{self, Endpoint};
 
@@ -34,35 +35,6 @@ mod with {
         identity: Option<(Pem, Pem)>,
     }
 
-    #[derive(Clone)]
-    enum Pem {
-        Bytes(Vec<u8>),
-        File(PathBuf),
-    }
-
-    impl Pem {
-        /// Reads what must hold an item with this label. Without one the library would trust
-        /// nobody, or show nothing, and say neither.
-        fn read(self, what: &str, label: &str) -> Result<Vec<u8>, Error> {
-            let (pem, place) = match self {
-                Self::Bytes(bytes) => (bytes, "what was given".to_owned()),
-                Self::File(path) => {
-                    let place = path.display().to_string();
-                    match std::fs::read(&path) {
-                        Ok(pem) => (pem, place),
-                        Err(error) => return Err(invalid(format!("cannot read {place}: {error}"))),
-                    }
-                }
-            };
-            let label = format!("{label}-----");
-            match pem.windows(label.len()).any(|found| found == label.as_bytes()) {
-                true => Ok(pem),
-                false => Err(invalid(format!("there is no {what} in {place}"))
-                    .advise("give it as PEM, which begins with -----BEGIN")),
-            }
-        }
-    }
-
     impl Tls {
         pub(crate) fn read(self, https: bool) -> Result<Settings, Error> {
             if !https {
@@ -75,7 +47,7 @@ mod with {
             let mut tls = TlsOptions::new();
             match self.ca {
                 Some(ca) => {
-                    let ca = ca.read("certificate", "BEGIN CERTIFICATE")?;
+                    let ca = ca.certificates()?;
                     tls = tls.ca_certificate(Certificate::from_pem(ca));
                 }
                 #[cfg(feature = "native-roots")]
@@ -90,8 +62,8 @@ mod with {
                 }
             }
             if let Some((certificate, key)) = self.identity {
-                let certificate = certificate.read("certificate", "BEGIN CERTIFICATE")?;
-                let key = key.read("private key", "PRIVATE KEY")?;
+                let certificate = certificate.certificates()?;
+                let key = key.private_key()?;
                 tls = tls.identity(Identity::from_pem(certificate, key));
             }
             Ok(Some(tls))
@@ -107,7 +79,7 @@ mod with {
         /// Trusts the certificates in `pem` and no others.
         #[must_use]
         pub fn ca(mut self, pem: impl Into<Vec<u8>>) -> Self {
-            self.tls().ca = Some(Pem::Bytes(pem.into()));
+            self.tls().ca = Some(Pem::Text(pem.into()));
             self
         }
 
@@ -127,7 +99,7 @@ mod with {
             certificate: impl Into<Vec<u8>>,
             key: impl Into<Vec<u8>>,
         ) -> Self {
-            let (certificate, key) = (Pem::Bytes(certificate.into()), Pem::Bytes(key.into()));
+            let (certificate, key) = (Pem::Text(certificate.into()), Pem::Text(key.into()));
             self.tls().identity = Some((certificate, key));
             self
         }

@@ -204,7 +204,7 @@ impl Config {
                 "remove it, or call Config::danger_accept_invalid_certificates if that is meant",
             ));
         }
-        crate::tls::provide_crypto()?;
+        sync_core::tls::provide_crypto()?;
         let own = tls_params.is_some();
         let server = server.set_addr(ConnectionAddr::TcpTls {
             host,

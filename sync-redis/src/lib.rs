@@ -60,8 +60,6 @@ mod keys;
 pub mod mutant;
 mod probe;
 mod script;
-#[cfg(feature = "tls")]
-mod tls;
 mod wake;
 
 pub use backend::Redis;
