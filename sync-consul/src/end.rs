@@ -71,10 +71,14 @@ impl Driver {
             Op::lock(&at.ticket, at.session, &[]),
             Op::delete(&at.ticket),
         ];
-        if self.api.commit(&ops, &mut seen).await? {
-            return Ok(if seen.line.times_seen() > 1 { Ended::Released } else { Ended::NotOurs });
+        if !self.api.commit(&ops, &mut seen).await? {
+            return self.with_its_session(at).await;
         }
-        self.with_its_session(at).await
+        // Whoever has a ticket has not the key: they are exchanged for each other.
+        match seen.line.times_seen() > 1 {
+            true => Ok(Ended::Released),
+            false => self.give_up_key(at).await,
+        }
     }
 
     /// A session was refused: if it has ended, all that was made on it is gone, and nothing can be
@@ -100,6 +104,11 @@ impl Driver {
             return self.with_its_session(at).await;
         }
         // Only now: before, an attempt could have landed after the look.
+        self.give_up_key(at).await
+    }
+
+    /// Gives the key back if this claim has it, of which no grant is known.
+    async fn give_up_key(&self, at: &Spot<'_>) -> Result<Ended, StoreError> {
         for _ in 0..ROUNDS {
             match self.api.read(&at.key).await? {
                 Some(pair) if at.is_ours(&pair) => {

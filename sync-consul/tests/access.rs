@@ -226,7 +226,7 @@ async fn a_token_file_is_read_again_when_it_changes() {
     let guard = sync.lock("a").acquire().await.unwrap();
     let lock = other.lock("a");
     let waiting = tokio::spawn(async move { lock.acquire().await });
-    sleep(Duration::from_millis(300)).await;
+    agent::in_line(&guarded.root, "lock/a", 1).await;
     // As it is done: the next is made, handed out, and only then the old one ends.
     guarded.token(OTHER, "app").await;
     std::fs::write(&file, OTHER).unwrap();
@@ -290,9 +290,8 @@ async fn no_secret_is_shown_anywhere() {
         let lock = two.lock("a");
         tokio::spawn(async move { lock.acquire().await })
     };
-    sleep(Duration::from_millis(300)).await;
-    let places = keys(&guarded.root, "sync/line/").await;
-    let place = places[0].rsplit_once('-').unwrap().1.to_owned();
+    let places = agent::in_line(&guarded.root, "lock/a", 1).await;
+    let place = places[0].key.rsplit_once('-').unwrap().1.to_owned();
     guarded.may("app", "").await;
     text += &shown(&sync.lock("b").wait(Duration::ZERO).acquire().await.unwrap_err());
     text += &shown(&waiting.await.unwrap().unwrap_err());

@@ -28,9 +28,7 @@ impl Examples for Consul {
     }
 
     async fn start(&self) -> Result<Server, Failed> {
-        let server = server::consul(1, &[]).start().await?;
-        agent::ready(&Api::new(&server.url(), None)).await?;
-        Ok(server)
+        Ok(agent::agent(&[]).await)
     }
 
     async fn leftovers(&self, url: &str) -> Result<Vec<String>, Failed> {

@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use agent::{agent, client, config, coordinator, delete, destroy, key, keys, only, operator};
+use common::Api;
 use front::{Answer, Front, Verdict};
 use sync_conformance::driver::{Driver, TTL, bounded, lock};
 use sync_conformance::logs;
@@ -251,7 +252,7 @@ async fn an_agent_that_is_killed_and_comes_back_with_its_data_goes_on_with_those
 #[tokio::test]
 async fn an_agent_without_a_leader_is_an_unreachable_store_and_recovers() {
     let cluster = server::consul(3, &[]).start().await.unwrap();
-    common::registered(&to(&cluster.addresses()[2..])).await.unwrap();
+    agent::ready(&Api::new(&to(&cluster.addresses()[2..]), None)).await;
     let third = to(&cluster.addresses()[2..]);
     let ttl = Duration::from_secs(4);
     let mut roles = Roles::begin("a", &third, &third, ttl).await;

@@ -5,20 +5,26 @@
 #[path = "common/agent.rs"]
 mod agent;
 mod common;
+#[path = "common/front.rs"]
+mod front;
 
 use std::time::{Duration, Instant};
 
 use agent::{
-    LOCK_FLAGS, agent, client, coordinator, destroy, key, keys, open_session, operator, put, ticket,
+    LOCK_FLAGS, PATIENCE, agent, client, config, coordinator, destroy, in_line, key, keys,
+    open_session, operator, put, ticket,
 };
 use common::Api;
+use front::Front;
 use serde_json::json;
-use sync_conformance::driver::{TTL, claim, lock, name, nonce, record};
+use sync_conformance::driver::{Driver, TTL, claim, lock, name, nonce, record};
 use sync_conformance::logs;
 use sync_core::backend::{Attempt, Ended};
 use sync_core::{ErrorKind, Kind, LONGEST_RECORD};
 use tokio::time::{sleep, timeout};
 use tokio_stream::StreamExt;
+
+const SOON: Duration = Duration::from_secs(10);
 
 /// Locks keys, as many at once as a transaction takes.
 async fn lock_all(consul: &Api, session: &str, keys: &[String]) {
@@ -65,24 +71,22 @@ async fn keys_that_are_no_tickets_are_passed_over_named_and_left_alone() {
     let server = agent(&[]).await;
     let consul = operator(&server);
     let (logs, _guard) = logs::capture();
-    let (a, b) = (client(&server).await, client(&server).await);
+    let front = Front::of(&server).await;
+    let a = client(&server).await;
+    let b = Driver::on(config(front.url()).backend().await.unwrap(), TTL).await;
     for kind in [Kind::Lock, Kind::Leader] {
         let line = format!("sync/line/{kind}/a/");
         let theirs = strangers(&consul, &line).await;
         for queue in [true, false] {
             let (first, second) = (claim(kind, "a", queue), claim(kind, "a", true));
             let grant = a.held(&first).await;
-            let place = b.blocked(&second).await;
+            b.blocked(&second).await;
             b.blocked(&claim(kind, "a", false)).await;
-            let (waits, claims) = (b.clone(), second.clone());
-            let at = place.clone();
-            let waiting = tokio::spawn(async move {
-                waits.backend.wait(&waits.session, &claims, &at).await;
-            });
-            sleep(Duration::from_millis(300)).await;
+            let (waits, claim) = (b.clone(), second.clone());
+            let waiting = tokio::spawn(async move { waits.acquire(&claim).await });
+            front.polled(&key(&first)).await;
             a.release(&first, &grant).await;
-            timeout(Duration::from_secs(2), waiting).await.expect("woken").unwrap();
-            let Attempt::Held(grant) = b.again(&second, &place).await else { panic!("its turn") };
+            let grant = timeout(SOON, waiting).await.expect("woken").unwrap();
             assert_eq!(b.release(&second, &grant).await, Ended::Released);
         }
         let mut left = keys(&consul, &line).await;
@@ -201,7 +205,7 @@ async fn data_that_comes_while_one_waits_ends_the_wait_with_its_name() {
         let lock = two.lock("a");
         async move { lock.acquire().await }
     });
-    sleep(Duration::from_millis(300)).await;
+    in_line(&consul, "lock/a", 1).await;
     agent::delete(&consul, "sync/lock/a/.lock").await;
     put(&consul, "sync/lock/a/.lock", "theirs").await;
     let error = match timeout(Duration::from_secs(3), waiting).await.expect("told").unwrap() {
@@ -220,4 +224,26 @@ async fn data_that_comes_while_one_waits_ends_the_wait_with_its_name() {
     let left = consul.pairs("sync/lock/a/").await.unwrap();
     assert_eq!((left.len(), left[0].text()), (1, "theirs".to_owned()));
     assert!(keys(&consul, "sync/line/").await.is_empty(), "nobody stands in line for it");
+}
+
+/// Nobody has so many; what counts is that nothing breaks and nothing waits for ever.
+#[tokio::test]
+async fn a_hundred_thousand_in_line_are_survived() {
+    const MANY: usize = 100_000;
+    let server = agent(&[]).await;
+    let consul = operator(&server);
+    let session = open_session(&consul).await;
+    let line = |number| format!("sync/line/lock/a/{session}-{number:032x}");
+    lock_all(&consul, &session, &(0..MANY).map(line).collect::<Vec<_>>()).await;
+    let sync = coordinator(&server.url(), Duration::from_secs(15)).await;
+    let (lock, beside) = (sync.lock("a"), sync.lock("b"));
+    let waiting = tokio::spawn(async move { lock.acquire().await });
+    for _ in 0..10 {
+        let guard = timeout(SOON, beside.acquire()).await.expect("it is free").unwrap();
+        guard.release().await.unwrap();
+        sleep(Duration::from_millis(300)).await;
+    }
+    destroy(&consul, &session).await;
+    let guard = timeout(2 * PATIENCE, waiting).await.expect("served").unwrap().unwrap();
+    guard.release().await.unwrap();
 }

@@ -11,13 +11,10 @@ mod front;
 use std::time::{Duration, Instant};
 
 use agent::{
-    LOCK_FLAGS, agent, applied, client, config, delete, key, keys, only, operator, ticket, void,
+    LOCK_FLAGS, agent, applied, client, config, delete, key, keys, only, operator, ticket,
 };
-use common::Api;
-use front::{Answer, Asked, Front, creating};
-use sync_conformance::driver::{Driver, TTL, bounded, claim, lock, name, record};
-use sync_conformance::logs;
-use sync_conformance::proxy::Proxy;
+use front::Front;
+use sync_conformance::driver::{Driver, TTL, claim, lock, name, record};
 use sync_core::Kind;
 use sync_core::backend::{Attempt, Claim, Ended, Grant, Ticket, Updated};
 use tokio::time::{sleep, timeout};
@@ -163,161 +160,6 @@ async fn two_claims_of_one_session_exclude_each_other() {
     a.held(&second).await;
 }
 
-async fn repeat(consul: &Api, asked: &Asked) -> u16 {
-    consul.answer(&asked.method, &asked.path, &asked.body).await.unwrap().0
-}
-
-#[tokio::test]
-async fn whatever_an_abandoned_claim_has_asked_for_comes_too_late() {
-    let server = agent(&[]).await;
-    let (consul, front) = (operator(&server), Front::of(&server).await);
-    let (a, b) = (client(&server).await, client(&server).await);
-    let x = Driver::on(config(front.url()).backend().await.unwrap(), TTL).await;
-    for kind in [Kind::Lock, Kind::Leader] {
-        front.forget();
-        // Held at once.
-        let held = claim(kind, "a", true);
-        x.held(&held).await;
-        assert_eq!(x.abandon(&held).await, Ended::Released);
-        // A mere try, refused; then one that waits, and enters.
-        let (theirs, mere, waits) =
-            (claim(kind, "b", true), claim(kind, "b", false), claim(kind, "b", true));
-        let grant = a.held(&theirs).await;
-        x.blocked(&mere).await;
-        x.abandon(&mere).await;
-        let place = x.blocked(&waits).await;
-        a.release(&theirs, &grant).await;
-        entered(&x, &waits, &place).await;
-        assert_eq!(x.abandon(&waits).await, Ended::Released);
-        // Given back, to those who stood in line before.
-        let (theirs, next, late) =
-            (claim(kind, "c", true), claim(kind, "c", true), claim(kind, "c", true));
-        let grant = a.held(&theirs).await;
-        b.blocked(&next).await;
-        a.release(&theirs, &grant).await;
-        x.blocked(&late).await;
-        assert_eq!(x.abandon(&late).await, Ended::NotOurs);
-
-        let standing = async || -> Vec<(String, u64)> {
-            let pairs = consul.pairs("sync/").await.unwrap().into_iter();
-            pairs.map(|pair| (pair.key, pair.modify_index)).collect()
-        };
-        let mut before = standing().await;
-        let of_x: Vec<&String> =
-            before.iter().map(|(key, _)| key).filter(|key| key.contains(&*x.session.id)).collect();
-        assert!(of_x.iter().all(|key| key.starts_with("sync/void/")), "{of_x:?}");
-        for claim in [&held, &mere, &waits, &late] {
-            assert!(of_x.contains(&&void(&x.session, claim)), "a marker for each");
-        }
-        // The markers' own requests may be repeated: they do nothing but mark.
-        before.retain(|(key, _)| !key.starts_with("sync/void/"));
-        let asked = creating(front.asked());
-        assert!(asked.len() >= 10, "{}", asked.len());
-        for late in asked.iter().chain(asked.iter().rev()) {
-            repeat(&consul, late).await;
-            let mut after = standing().await;
-            after.retain(|(key, _)| !key.starts_with("sync/void/"));
-            assert_eq!(after, before, "{}", String::from_utf8_lossy(&late.body));
-        }
-        b.abandon(&next).await;
-    }
-    x.backend.close(&x.session).await.unwrap();
-    let left = keys(&consul, "sync/void/").await;
-    assert!(left.iter().all(|key| !key.contains(&*x.session.id)), "they go with it: {left:?}");
-}
-
-/// Each was answered, so there is no marker: what a proxy sends once more, later, is undone.
-#[tokio::test]
-async fn a_request_that_is_repeated_after_the_claims_end_is_undone() {
-    let server = agent(&[]).await;
-    let (consul, front) = (operator(&server), Front::of(&server).await);
-    let (logs, _guard) = logs::capture();
-    let x = Driver::on(config(front.url()).backend().await.unwrap(), TTL).await;
-    let a = client(&server).await;
-    let (mine, theirs, waits) = (lock("a"), lock("b"), lock("b"));
-    let grant = x.held(&mine).await;
-    let held = a.held(&theirs).await;
-    x.blocked(&waits).await;
-    let asked = creating(front.asked());
-    x.release(&mine, &grant).await;
-    assert_eq!(x.end(&waits).await, Ended::Released);
-    for late in asked {
-        repeat(&consul, &late).await;
-    }
-    let mut ghosts = keys(&consul, "sync/").await;
-    ghosts.retain(|key| *key != agent::key(&theirs));
-    assert_eq!(ghosts, [key(&mine), ticket(&x.session, &waits)], "they came");
-    let until = Instant::now() + Duration::from_secs(5);
-    while keys(&consul, "sync/").await != [key(&theirs)] {
-        assert!(Instant::now() < until, "{:?}", keys(&consul, "sync/").await);
-        sleep(Duration::from_millis(50)).await;
-    }
-    assert!(logs.of("sync_").contains("twice"), "{}", logs.of("sync_"));
-    a.release(&theirs, &held).await;
-}
-
-#[tokio::test]
-async fn an_attempt_that_the_network_keeps_until_after_its_abandon_does_nothing() {
-    let server = agent(&[]).await;
-    let consul = operator(&server);
-    let proxy = Proxy::start(server.addresses()[0]).await.unwrap();
-    let backend = config(format!("http://{}", proxy.address())).backend().await.unwrap();
-    let a = Driver::on(backend, TTL).await;
-    a.end(&lock("warm")).await;
-    let late = lock("a");
-    proxy.hold();
-    assert!(bounded(a.attempt(&late)).await.is_none(), "it is kept");
-    assert!(proxy.held() > 0);
-    // On another connection, since this one has answered nothing.
-    assert_eq!(a.abandon(&late).await, Ended::NotOurs);
-    proxy.let_through();
-    sleep(Duration::from_millis(300)).await;
-    assert_eq!(proxy.held(), 0);
-    assert!(keys(&consul, "sync/lock/a/").await.is_empty());
-    assert_eq!(keys(&consul, "sync/void/").await, [void(&a.session, &late)]);
-    a.held(&lock("a")).await;
-}
-
-/// As a Consul that loses its leadership answers, though what was asked is in the log.
-#[tokio::test]
-async fn a_500_says_nothing_of_what_was_done() {
-    let server = agent(&[]).await;
-    let (consul, front) = (operator(&server), Front::of(&server).await);
-    let fails = |front: &Front| {
-        front.change(|asked, answer| {
-            if asked.path.starts_with("/v1/txn") {
-                *answer = Answer::new(500, "leadership lost while committing log");
-            }
-        });
-    };
-    let x = Driver::on(config(front.url()).backend().await.unwrap(), TTL).await;
-    let held = lock("a");
-    fails(&front);
-    let error = x.backend.try_claim(&x.session, &held, None, false).await.unwrap_err();
-    assert!(!error.settled() && error.is_transient(), "{error}");
-    assert_eq!(keys(&consul, "sync/").await, [key(&held)], "it was done");
-    let error = x.backend.end(&x.session, &held, None, true).await.unwrap_err();
-    assert!(!error.settled(), "{error}");
-    front.change(|_, _| {});
-    assert_eq!(x.abandon(&held).await, Ended::Released);
-    assert_eq!(keys(&consul, "sync/").await, [void(&x.session, &held)]);
-
-    // Whoever still wants it is given what came of it.
-    let sync = config(front.url()).connect().await.unwrap();
-    sync.lock("warm").acquire().await.unwrap().release().await.unwrap();
-    fails(&front);
-    let acquiring = tokio::spawn({
-        let lock = sync.lock("b");
-        async move { lock.acquire().await }
-    });
-    sleep(Duration::from_millis(300)).await;
-    assert_eq!(keys(&consul, "sync/lock/b/").await.len(), 1);
-    front.change(|_, _| {});
-    let guard = timeout(Duration::from_secs(5), acquiring).await.unwrap().unwrap().unwrap();
-    guard.release().await.unwrap();
-    assert!(keys(&consul, "sync/lock/").await.is_empty());
-}
-
 #[tokio::test]
 async fn an_end_with_a_grant_ends_that_acquisition_and_no_other() {
     let server = agent(&[]).await;
@@ -337,6 +179,8 @@ async fn an_end_with_a_grant_ends_that_acquisition_and_no_other() {
     assert_eq!(a.release(&first, &new).await, Ended::NotOurs);
     assert_eq!(a.end(&first).await, Ended::NotOurs);
     assert_eq!(keys(&consul, "sync/").await, [key(&next)]);
+    assert_eq!(a.end(&next).await, Ended::Released, "by its nonce, where no grant is known");
+    assert!(keys(&consul, "sync/").await.is_empty());
 }
 
 #[tokio::test]
@@ -439,8 +283,9 @@ async fn a_release_wakes_the_next_and_one_that_gives_up_its_place_nobody_too_ear
 #[tokio::test]
 async fn a_place_that_is_removed_is_taken_anew() {
     let server = agent(&[]).await;
-    let consul = operator(&server);
-    let (a, b, c) = (client(&server).await, client(&server).await, client(&server).await);
+    let (consul, front) = (operator(&server), Front::of(&server).await);
+    let (a, b) = (client(&server).await, client(&server).await);
+    let c = Driver::on(config(front.url()).backend().await.unwrap(), TTL).await;
     let (first, second, third) = (lock("a"), lock("a"), lock("a"));
     let held = a.held(&first).await;
     b.blocked(&second).await;
@@ -449,7 +294,7 @@ async fn a_place_that_is_removed_is_taken_anew() {
         let (c, third, place) = (c.clone(), third.clone(), place.clone());
         async move { c.backend.wait(&c.session, &third, &place).await }
     });
-    sleep(Duration::from_millis(300)).await;
+    front.polled(&ticket(&b.session, &second)).await;
     delete(&consul, &ticket(&c.session, &third)).await;
     delete(&consul, &ticket(&b.session, &second)).await;
     timeout(Duration::from_secs(3), waiting).await.expect("told of it").unwrap();

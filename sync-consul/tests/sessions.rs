@@ -1,4 +1,4 @@
-//! Sessions on a real agent: what they are like, and who ends them.
+//! Sessions on a real agent: what they are like, and what they leave behind.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may")]
 
@@ -15,14 +15,13 @@ use agent::{
     keys, only, operator, put, ticket,
 };
 use common::Api;
-use front::{Answer, Front, Verdict, creating};
+use front::{Answer, Front, Verdict};
 use serde_json::{Value, json};
-use sync_conformance::driver::{Driver, TTL, bounded, claim, eventually, lock, name, record};
-use sync_consul::{Behavior, Cause, Config, Coordinator, Options};
-use sync_core::backend::{Attempt, Claim, Ended, Held, Loss, Renewal, Updated};
+use sync_conformance::driver::{Driver, TTL, claim, lock, name};
+use sync_consul::{Behavior, Config, Options};
+use sync_core::backend::{Attempt, Claim, Held, Renewal};
 use sync_core::{ErrorKind, Kind};
-use tokio::time::{sleep, timeout};
-use tokio_stream::StreamExt;
+use tokio::time::timeout;
 
 const SOON: Duration = Duration::from_secs(3);
 
@@ -153,8 +152,10 @@ async fn what_a_session_leaves_that_keeps_its_keys_is_passed_over() {
 async fn who_stands_behind_a_place_that_outlives_its_session_is_served() {
     let server = agent(&[]).await;
     let consul = operator(&server);
+    let front = Front::of(&server).await;
     let keeping = config(server.url()).behavior(Behavior::Release).backend().await.unwrap();
-    let (a, b, c) = (client(&server).await, Driver::on(keeping, TTL).await, client(&server).await);
+    let (a, b) = (client(&server).await, Driver::on(keeping, TTL).await);
+    let c = Driver::on(config(front.url()).backend().await.unwrap(), TTL).await;
     let (first, second, third) = (lock("a"), lock("a"), lock("a"));
     let grant = a.held(&first).await;
     b.blocked(&second).await;
@@ -163,135 +164,13 @@ async fn who_stands_behind_a_place_that_outlives_its_session_is_served() {
         c.backend.wait(&c.session, &third, &place).await;
         c.again(&third, &place).await
     });
-    sleep(Duration::from_millis(300)).await;
+    front.polled(&ticket(&b.session, &second)).await;
     destroy(&consul, &b.session.id).await;
-    sleep(Duration::from_millis(300)).await;
+    front.polled(&key(&first)).await;
     assert_eq!(keys(&consul, "sync/line/").await[0], ticket(&b.session, &second), "it stays");
     a.release(&first, &grant).await;
     let got = timeout(Duration::from_secs(2), waiting).await.expect("woken").unwrap();
     assert!(matches!(got, Attempt::Held(_)), "{got:?}");
-}
-
-#[tokio::test]
-async fn what_happens_to_a_claim_from_outside_is_told_at_once() {
-    let server = agent(&[]).await;
-    let consul = operator(&server);
-    let a = client(&server).await;
-    let mut losses = a.backend.losses(&a.session);
-    let (kept, deleted, put_over) = (lock("kept"), lock("deleted"), lock("put"));
-    let updated = claim(Kind::Leader, "l", true);
-    a.held(&kept).await;
-    a.held(&deleted).await;
-    a.held(&put_over).await;
-    let grant = a.held(&updated).await;
-    let renamed = record("renamed", updated.nonce).into();
-    let renamed = Claim::new(Kind::Leader, name("l"), updated.nonce, renamed, true);
-    let done = a.backend.update(&a.session, &renamed, &grant).await.unwrap();
-    assert!(matches!(done, Updated::Done(_)));
-    let released = lock("released");
-    let grant = a.held(&released).await;
-    sleep(Duration::from_millis(200)).await;
-    a.release(&released, &grant).await;
-    let nothing = timeout(Duration::from_millis(500), losses.next()).await;
-    assert!(nothing.is_err(), "what we do ourselves is no loss: {nothing:?}");
-    delete(&consul, &key(&deleted)).await;
-    let loss = bounded(losses.next()).await.expect("told at once");
-    assert_eq!(loss, Some(Loss::Claim(deleted.nonce)));
-    put(&consul, &key(&put_over), "theirs").await;
-    let loss = bounded(losses.next()).await.expect("told at once");
-    assert_eq!(loss, Some(Loss::Claim(put_over.nonce)));
-    destroy(&consul, &a.session.id).await;
-    let told = async { while losses.next().await != Some(Loss::Session) {} };
-    bounded(told).await.expect("told at once");
-}
-
-/// What ends a session, other than its holder.
-async fn session_is_lost(
-    server: &sync_conformance::Server,
-    config: Config,
-    end: impl AsyncFnOnce(&Api),
-) {
-    let consul = operator(server);
-    let sync = config.options(Options::new().ttl(Duration::from_secs(30))).connect().await.unwrap();
-    let guard = sync.lock("a").acquire().await.unwrap();
-    let elected = sync.leader("a").elect().await.unwrap();
-    sleep(Duration::from_millis(300)).await;
-    let began = Instant::now();
-    end(&consul).await;
-    let soon = Duration::from_secs(1);
-    assert_eq!(timeout(soon, guard.revoked()).await.expect("told at once").cause, Cause::Session);
-    assert_eq!(timeout(soon, elected.revoked()).await.expect("told at once").cause, Cause::Session);
-    assert!(began.elapsed() < soon, "before the lock-delay is over");
-}
-
-#[tokio::test]
-async fn an_operator_who_destroys_the_session_is_told_to_the_holder() {
-    let server = agent(&[]).await;
-    session_is_lost(&server, config(server.url()), async |consul: &Api| {
-        let session = only(consul, "sync/lock/a/").await.session;
-        destroy(consul, &session).await;
-    })
-    .await;
-    let sync = coordinator(&server.url(), TTL).await;
-    sync.lock("a").acquire().await.unwrap().release().await.unwrap();
-}
-
-#[tokio::test]
-async fn an_agent_that_is_deregistered_is_told_to_the_holder_and_to_who_comes_then() {
-    let server = agent(&[]).await;
-    session_is_lost(&server, config(server.url()), async |consul: &Api| {
-        consul.ask("PUT", "/v1/catalog/deregister", br#"{"Node":"m0"}"#).await.unwrap();
-    })
-    .await;
-    // It registers itself again after a while, and makes no session until then.
-    let consul = operator(&server);
-    consul.ask("PUT", "/v1/catalog/deregister", br#"{"Node":"m0"}"#).await.unwrap();
-    let until = Instant::now() + Duration::from_secs(120);
-    let mut refused = 0;
-    while let Err(error) = config(server.url()).connect().await {
-        assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
-        assert!(error.to_string().contains("registered"), "{error}");
-        assert!(Instant::now() < until, "{error}");
-        refused += 1;
-        sleep(Duration::from_millis(100)).await;
-        if refused == 1 {
-            // Not to wait for its own look around.
-            let body = br#"{"Node":"m0","Address":"127.0.0.1"}"#;
-            consul.ask("PUT", "/v1/catalog/register", body).await.unwrap();
-        }
-    }
-}
-
-#[tokio::test]
-async fn a_check_that_the_session_is_tied_to_ends_it() {
-    let server = agent(&[]).await;
-    let consul = operator(&server);
-    let missing = config(server.url()).node_checks(["mine"]).connect().await.unwrap_err();
-    assert_eq!(missing.kind(), ErrorKind::Unreachable, "{missing}");
-    assert!(missing.to_string().contains("mine"), "{missing}");
-
-    let check = br#"{"ID":"mine","Name":"mine","TTL":"600s","Status":"passing"}"#;
-    consul.ask("PUT", "/v1/agent/check/register", check).await.unwrap();
-    let service = br#"{"ID":"web","Name":"web","Check":{"CheckID":"web-up","TTL":"600s","Status":"passing"}}"#;
-    consul.ask("PUT", "/v1/agent/service/register", service).await.unwrap();
-    sleep(Duration::from_secs(1)).await; // the servers are told
-    let node = config(server.url()).node_checks(["mine"]);
-    session_is_lost(&server, node, async |consul: &Api| {
-        consul.ask("PUT", "/v1/agent/check/fail/mine", b"").await.unwrap();
-    })
-    .await;
-    let failing = config(server.url()).node_checks(["mine"]).connect().await.unwrap_err();
-    assert_eq!(failing.kind(), ErrorKind::Unreachable, "{failing}");
-    assert!(failing.to_string().contains("must be there and pass"), "{failing}");
-    consul.ask("PUT", "/v1/agent/check/pass/mine", b"").await.unwrap();
-    sleep(Duration::from_secs(1)).await;
-    let of_service = config(server.url()).service_checks(["web-up"]);
-    session_is_lost(&server, of_service, async |consul: &Api| {
-        consul.ask("PUT", "/v1/agent/check/fail/web-up", b"").await.unwrap();
-    })
-    .await;
-    let sync = coordinator(&server.url(), TTL).await;
-    sync.lock("a").acquire().await.unwrap().release().await.unwrap();
 }
 
 #[tokio::test]
@@ -310,6 +189,23 @@ async fn lock_delay_is_waited_out_without_asking_all_the_time() {
     assert!(writes <= 14, "{writes} writes");
     guard.release().await.unwrap();
     assert!(keys(&consul, "sync/").await.is_empty());
+}
+
+#[tokio::test]
+async fn a_strict_lock_delay_lasts_for_the_ttl() {
+    let server = agent(&[]).await;
+    let consul = operator(&server);
+    let ttl = Duration::from_secs(4);
+    let strict = config(server.url()).strict_lock_delay().options(Options::new().ttl(ttl));
+    let (a, b) = (strict.connect().await.unwrap(), coordinator(&server.url(), ttl).await);
+    let guard = a.lock("a").acquire().await.unwrap();
+    let session = only(&consul, "sync/lock/a/").await.session;
+    let destroyed = Instant::now();
+    destroy(&consul, &session).await;
+    timeout(SOON, guard.revoked()).await.expect("told at once");
+    let next = timeout(ttl + SOON, b.lock("a").acquire()).await.expect("it is over").unwrap();
+    assert!(destroyed.elapsed() >= ttl - Duration::from_millis(100), "{:?}", destroyed.elapsed());
+    next.release().await.unwrap();
 }
 
 /// As where sessions keep their keys: the key stands there, and cannot be had for a while.
@@ -349,31 +245,6 @@ async fn put_left(consul: &Api, key: &str) {
     put(consul, &format!("{key}?flags={LOCK_FLAGS}"), "theirs").await;
 }
 
-/// Somebody may have held it in between, with a token that is greater.
-#[tokio::test]
-async fn a_key_that_was_deleted_and_made_anew_by_the_same_claim_is_lost() {
-    let server = agent(&[]).await;
-    let (consul, front) = (operator(&server), Front::of(&server).await);
-    let x = Driver::on(config(front.url()).backend().await.unwrap(), TTL).await;
-    let mut losses = x.backend.losses(&x.session);
-    let held = lock("a");
-    let grant = x.held(&held).await;
-    let late = creating(front.asked()).remove(0);
-    eventually(SOON, async || {
-        front.open_polls().iter().find(|p| p.contains("/.lock")).map(drop).ok_or("not watched")
-    })
-    .await;
-    // At once, so that no poll sees it gone.
-    let mut ops: Vec<Value> = serde_json::from_slice(&late.body).unwrap();
-    ops.insert(0, json!({ "KV": { "Verb": "delete", "Key": key(&held) } }));
-    consul.ask("PUT", "/v1/txn", json!(ops).to_string().as_bytes()).await.unwrap();
-    let anew = only(&consul, "sync/lock/").await;
-    assert!(anew.create_index > grant.token.get() && anew.session == *x.session.id);
-    let loss = timeout(SOON, losses.next()).await.expect("told at once");
-    assert_eq!(loss, Some(Loss::Claim(held.nonce)));
-    assert_eq!(x.release(&held, &grant).await, Ended::NotOurs);
-}
-
 #[tokio::test]
 async fn a_call_to_a_dead_session_says_so_and_one_of_another_answer_does_not() {
     let server = agent(&[]).await;
@@ -392,84 +263,4 @@ async fn a_call_to_a_dead_session_says_so_and_one_of_another_answer_does_not() {
     let held = [Held { grant: x.held(&lock("a")).await, claim: lock("a").into() }];
     destroy(&operator(&server), &x.session.id).await;
     assert!(matches!(x.backend.renew(&x.session, &held).await.unwrap(), Renewal::Ended));
-}
-
-/// Its place is gone with it, and nobody else tells: renewals are ten seconds apart.
-#[tokio::test]
-async fn who_waits_and_loses_his_session_stands_in_line_again_at_once() {
-    let server = agent(&[]).await;
-    let consul = operator(&server);
-    let ttl = Duration::from_secs(30);
-    let a = client(&server).await;
-    for kind in [Kind::Lock, Kind::Leader] {
-        let (one, two) =
-            (coordinator(&server.url(), ttl).await, coordinator(&server.url(), ttl).await);
-        let held = claim(kind, "a", true);
-        let grant = a.held(&held).await;
-        let wait = |sync: &Coordinator| {
-            let (lock, leader) = (sync.lock("a"), sync.leader("a"));
-            tokio::spawn(async move {
-                match kind {
-                    Kind::Lock => lock.acquire().await.unwrap().release().await.unwrap(),
-                    _ => leader.elect().await.unwrap().resign().await.unwrap(),
-                }
-            })
-        };
-        let line = format!("sync/line/{kind}/a/");
-        let standing = async |count: usize| {
-            let until = Instant::now() + Duration::from_secs(3);
-            loop {
-                let mut pairs = consul.pairs(&line).await.unwrap();
-                pairs.sort_by_key(|pair| pair.create_index);
-                if pairs.len() == count {
-                    return pairs;
-                }
-                assert!(Instant::now() < until, "{count} do not stand in line: {pairs:?}");
-                sleep(Duration::from_millis(10)).await;
-            }
-        };
-        let first = wait(&one);
-        standing(1).await;
-        let second = wait(&two);
-        let before = standing(2).await;
-        sleep(Duration::from_millis(300)).await;
-        destroy(&consul, &before[0].session).await;
-        sleep(Duration::from_millis(300)).await;
-        let after = standing(2).await;
-        assert_eq!(after[0].key, before[1].key, "who has lost nothing is the first now");
-        assert_ne!(after[1].session, before[0].session, "with a session that lives");
-        a.release(&held, &grant).await;
-        for waiting in [second, first] {
-            timeout(Duration::from_secs(3), waiting).await.expect("served").unwrap();
-        }
-    }
-}
-
-/// More sessions than are watched by a poll of their own: their keys tell.
-#[tokio::test]
-async fn the_end_of_each_of_many_sessions_is_told() {
-    const MANY: usize = 40;
-    let server = agent(&[]).await;
-    let (consul, front) = (operator(&server), Front::of(&server).await);
-    for behavior in [Behavior::Delete, Behavior::Release] {
-        front.forget();
-        let options = Options::new().ttl(Duration::from_secs(60));
-        let config = config(front.url()).behavior(behavior).options(options);
-        let sync = config.connect().await.unwrap();
-        let mut guards = Vec::new();
-        for number in 0..MANY {
-            let lock = sync.lock(format!("{behavior:?}{number}")).dedicated_session();
-            guards.push(lock.acquire().await.unwrap());
-        }
-        sleep(Duration::from_secs(1)).await;
-        assert!(front.most_open_polls() <= 64, "{}", front.most_open_polls());
-        for number in [0, MANY / 2, MANY - 1] {
-            let path = format!("sync/lock/{behavior:?}{number}/.lock");
-            destroy(&consul, &only(&consul, &path).await.session).await;
-            let revoked = timeout(Duration::from_secs(4), guards[number].revoked()).await;
-            let cause = revoked.unwrap_or_else(|_| panic!("{number} is not told")).cause;
-            assert_eq!(cause, Cause::Session, "{behavior:?}: {number}");
-        }
-        assert_eq!(guards.iter().filter(|guard| guard.is_valid()).count(), MANY - 3);
-    }
 }

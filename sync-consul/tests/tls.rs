@@ -72,7 +72,7 @@ impl Secure {
             .start()
             .await
             .unwrap();
-        agent::ready(&Api::new(&server.url(), None)).await.unwrap();
+        agent::ready(&Api::new(&server.url(), None)).await;
         Self { server, made }
     }
 

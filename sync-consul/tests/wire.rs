@@ -21,7 +21,7 @@ use sync_conformance::driver::{Driver, TTL, bounded, lock, name};
 use sync_conformance::server;
 use sync_consul::Config;
 use sync_core::{ErrorKind, Kind};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 /// Runs `consul-lock`, which reads the environment, with these variables.
 fn consul_lock(variables: &[(&str, &str)]) -> Example {
@@ -204,7 +204,7 @@ async fn an_agent_may_be_reached_by_its_socket() {
     let listen = format!("addresses {{ http = \"127.0.0.1 unix://{socket}\" }}");
     let server = server::consul(1, &[ACLS, &listen]).start().await.unwrap();
     let root = Api::new(&server.url(), Some(ROOT));
-    agent::ready(&root).await.unwrap();
+    agent::ready(&root).await;
     let url = format!("unix://{socket}");
     let (a, b) = (
         config(&url).token(ROOT).connect().await.unwrap(),
@@ -213,7 +213,7 @@ async fn an_agent_may_be_reached_by_its_socket() {
     let guard = a.lock("a").acquire().await.unwrap();
     let lock = b.lock("a");
     let waiting = tokio::spawn(async move { lock.acquire().await.unwrap() });
-    sleep(Duration::from_millis(300)).await;
+    agent::in_line(&root, "lock/a", 1).await;
     guard.release().await.unwrap();
     timeout(SOON, waiting).await.expect("woken").unwrap().release().await.unwrap();
     assert!(keys(&root, "sync/").await.is_empty());

@@ -3,10 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may")]
 
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use sync_conformance::driver::{Driver, TTL};
+use sync_conformance::driver::{Driver, TTL, eventually};
 use sync_conformance::{Failed, Server, server};
 use sync_consul::{Config, Coordinator, Options};
 use sync_core::Name;
@@ -19,29 +19,27 @@ use crate::common::{Api, Pair};
 /// By these flags other programs know a key as a lock.
 pub(crate) const LOCK_FLAGS: u64 = 3_304_740_253_564_472_344;
 
+/// For what takes as long as it takes.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
 /// An agent that nobody else uses.
 pub(crate) async fn agent(more: &[&str]) -> Server {
     let server = server::consul(1, more).start().await.unwrap();
-    ready(&operator(&server)).await.unwrap();
+    ready(&operator(&server)).await;
     server
 }
 
 /// Waits until the agent has registered itself: before, it makes no session.
-pub(crate) async fn ready(api: &Api) -> Result<(), Failed> {
-    let mut last = Failed::from("it was not asked");
-    for _ in 0..600 {
-        match api.ask("PUT", "/v1/session/create", br#"{"NodeChecks":[]}"#).await {
-            Ok(made) => {
-                let made: Value = serde_json::from_slice(&made)?;
-                let id = made["ID"].as_str().ok_or("no session")?;
-                api.ask("PUT", &format!("/v1/session/destroy/{id}"), b"").await?;
-                return Ok(());
-            }
-            Err(error) => last = error,
+pub(crate) async fn ready(api: &Api) {
+    let until = Instant::now() + PATIENCE;
+    let made = loop {
+        match api.json("PUT", "/v1/session/create", br#"{"NodeChecks":[]}"#).await {
+            Ok(made) => break made,
+            Err(error) => assert!(Instant::now() < until, "{error:?}"),
         }
         sleep(Duration::from_millis(50)).await;
-    }
-    Err(last)
+    };
+    destroy(api, made["ID"].as_str().unwrap()).await;
 }
 
 pub(crate) fn config(url: impl AsRef<str>) -> Config {
@@ -84,6 +82,17 @@ pub(crate) async fn only(api: &Api, prefix: &str) -> Pair {
     let mut pairs = api.pairs(prefix).await.unwrap();
     assert_eq!(pairs.len(), 1, "{pairs:?}");
     pairs.remove(0)
+}
+
+/// Waits until so many stand in the line (`lock/a`), or in all lines of a kind (`lock`). In their
+/// order.
+pub(crate) async fn in_line(api: &Api, line: &str, count: usize) -> Vec<Pair> {
+    eventually(PATIENCE, async || {
+        let mut pairs = api.pairs(&format!("sync/line/{line}/")).await?;
+        pairs.sort_by_key(|pair| pair.create_index);
+        if pairs.len() == count { Ok(pairs) } else { Err(Failed::from("not so many stand there")) }
+    })
+    .await
 }
 
 pub(crate) async fn put(api: &Api, key: &str, value: &str) {

@@ -6,8 +6,10 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use sync_conformance::Server;
+use sync_conformance::driver::eventually;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
@@ -138,6 +140,10 @@ impl Front {
         Self { address, seen, task: task.abort_handle() }
     }
 
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
@@ -166,6 +172,15 @@ impl Front {
     /// The long polls that are under way.
     pub(crate) fn open_polls(&self) -> Vec<String> {
         self.seen.open.lock().unwrap().clone()
+    }
+
+    /// Waits until there is one of which the path holds `part`.
+    pub(crate) async fn polled(&self, part: &str) {
+        eventually(Duration::from_secs(10), async || {
+            let open = self.open_polls();
+            if open.iter().any(|path| path.contains(part)) { Ok(()) } else { Err(open) }
+        })
+        .await;
     }
 
     /// How many there were at once, at the most.

@@ -32,7 +32,7 @@ impl Guarded {
     pub(crate) async fn start(rules: &str) -> Self {
         let server = server::consul(1, &[ACLS]).start().await.unwrap();
         let root = Api::new(&server.url(), Some(ROOT));
-        agent::ready(&root).await.unwrap();
+        agent::ready(&root).await;
         let guarded = Self { server, root };
         guarded.may("app", rules).await;
         guarded.token(TOKEN, "app").await;

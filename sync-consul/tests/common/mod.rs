@@ -55,20 +55,6 @@ pub(crate) async fn prepare(url: &str) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Waits until the agent has registered itself, a moment after there is a leader.
-pub(crate) async fn registered(url: &str) -> Result<(), Failed> {
-    let agent = Api::new(url, None);
-    for _ in 0..200 {
-        if let Ok(session) = agent.json("PUT", "/v1/session/create", b"{}").await {
-            let id = session["ID"].as_str().ok_or("no session")?;
-            agent.ask("PUT", &format!("/v1/session/destroy/{id}"), b"").await?;
-            return Ok(());
-        }
-        sleep(Duration::from_millis(50)).await;
-    }
-    Err("the agent does not register itself")?
-}
-
 /// The least privilege as the documentation shows it, for these namespaces and any node.
 pub(crate) fn rules(namespaces: &[&str], node: &str) -> String {
     let documented = include_str!("../../src/acl.hcl");

@@ -1,0 +1,197 @@
+//! What a real agent is asked, and how often: requests, writes, renewals, connections.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may")]
+
+#[path = "common/agent.rs"]
+mod agent;
+mod common;
+#[path = "common/front.rs"]
+mod front;
+
+use std::time::{Duration, Instant};
+
+use agent::{agent, applied, config, coordinator, delete, destroy, in_line, operator};
+use front::{Asked, Front, creating};
+use sync_conformance::driver::TTL;
+use sync_consul::Cause;
+use tokio::time::{sleep, timeout};
+
+#[tokio::test]
+async fn a_free_name_costs_two_requests_and_two_writes() {
+    let server = agent(&[]).await;
+    let (consul, front) = (operator(&server), Front::of(&server).await);
+    let sync = config(front.url()).connect().await.unwrap();
+    sync.lock("warm").acquire().await.unwrap().release().await.unwrap();
+    sleep(Duration::from_millis(1500)).await; // what has ended was looked at again
+    front.forget();
+    let before = applied(&consul).await;
+    for number in 0..10 {
+        sync.lock(format!("n{number}")).acquire().await.unwrap().release().await.unwrap();
+    }
+    let writes = applied(&consul).await - before;
+    let asked = front.asked();
+    let asked = asked.iter().filter(|asked| !asked.path.contains("/v1/session/")).count();
+    assert_eq!((asked, writes), (20, 20), "two each");
+
+    front.forget();
+    let before = applied(&consul).await;
+    for number in 0..10 {
+        sync.leader(format!("n{number}")).elect().await.unwrap().resign().await.unwrap();
+    }
+    let writes = applied(&consul).await - before;
+    let asked = creating(front.asked()).len();
+    assert_eq!((asked, writes), (20, 30), "a place, the key, the end");
+}
+
+/// Each round everybody gets it once.
+async fn writes_per_handover(clients: usize) -> f64 {
+    const ROUNDS: usize = 3;
+    let server = agent(&[]).await;
+    let consul = operator(&server);
+    let holder = coordinator(&server.url(), TTL).await;
+    let first = holder.lock("a").acquire().await.unwrap();
+    let mut waiting = Vec::new();
+    for number in 0..clients {
+        let sync = coordinator(&server.url(), TTL).await;
+        waiting.push(tokio::spawn(async move {
+            for _ in 0..ROUNDS {
+                sync.lock("a").acquire().await.unwrap().release().await.unwrap();
+            }
+            sync
+        }));
+        in_line(&consul, "lock/a", number + 1).await;
+    }
+    let before = applied(&consul).await;
+    first.release().await.unwrap();
+    let mut all = Vec::new();
+    for waiter in waiting {
+        all.push(waiter.await.unwrap());
+    }
+    let writes = applied(&consul).await - before;
+    drop(all);
+    writes as f64 / (clients * ROUNDS) as f64
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handover_costs_as_many_writes_in_a_long_line_as_in_a_short_one() {
+    let mut costs = Vec::new();
+    for clients in [2, 8, 32] {
+        costs.push(writes_per_handover(clients).await);
+    }
+    println!("writes through the log per handover at 2, 8, 32 waiting clients: {costs:.2?}");
+    // The end, the key with the place given back; and whoever comes back takes a place.
+    assert!(costs.iter().all(|each| *each <= 4.5), "{costs:?}");
+    assert!(costs[2] <= costs[1] * 1.2 && costs[1] <= costs[0] * 1.5, "{costs:?}");
+}
+
+#[tokio::test]
+async fn one_renewal_per_interval_however_much_is_held() {
+    let server = agent(&[]).await;
+    let (consul, front) = (operator(&server), Front::of(&server).await);
+    let sync = coordinator(&front.url(), Duration::from_secs(3)).await;
+    let mut guards = Vec::new();
+    for number in 0..200 {
+        guards.push(sync.lock(format!("n{number}")).acquire().await.unwrap());
+    }
+    sleep(Duration::from_secs(6)).await; // all that is to be read once was read
+    front.forget();
+    let before = applied(&consul).await;
+    sleep(Duration::from_secs(4)).await;
+    let asked = front.asked();
+    let renewals = asked.iter().filter(|asked| asked.path.contains("/session/renew/")).count();
+    assert!((3..=5).contains(&renewals), "each second: {renewals}");
+    let others: Vec<&Asked> = asked
+        .iter()
+        .filter(|asked| !asked.path.contains("/session/renew/") && !asked.is_poll())
+        .collect();
+    // One look at those that share a poll, 64 at once, when that poll has come to its end.
+    assert!(others.len() <= 3, "and hardly anything else: {others:?}");
+    assert_eq!(applied(&consul).await, before, "nothing is written");
+    assert!(guards.iter().all(|guard| guard.is_valid()));
+}
+
+/// How many connections of this host there are to a port of it.
+fn connections(port: u16) -> usize {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let to = format!("0100007F:{port:04X}");
+    let established = |line: &&str| {
+        let mut columns = line.split_whitespace().skip(2);
+        columns.next() == Some(&to) && columns.next() == Some("01")
+    };
+    table.lines().filter(established).count()
+}
+
+/// Long polls of one coordinator, and the connections that it has besides.
+const POLLS: usize = 64;
+const OTHERS: usize = 40;
+
+const HELD: usize = 1_000;
+const WAITED: usize = 300;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_held_names_and_three_hundred_waited_for_share_64_long_polls() {
+    // As many connections of one client as an agent serves by default.
+    let server = agent(&["limits { http_max_conns_per_client = 200 }"]).await;
+    let consul = operator(&server);
+    let all_of_them = Front::of(&server).await;
+    let ttl = Duration::from_secs(20);
+    let (other, sync) =
+        (coordinator(&server.url(), ttl).await, coordinator(&all_of_them.url(), ttl).await);
+    let mut theirs = Vec::new();
+    for number in 0..WAITED {
+        theirs.push(other.lock(format!("t{number}")).acquire().await.unwrap());
+    }
+    let mut held = Vec::new();
+    for number in 0..HELD {
+        held.push(sync.lock(format!("h{number}")).acquire().await.unwrap());
+    }
+    let mut waiting = tokio::task::JoinSet::new();
+    for number in 0..WAITED {
+        let lock = sync.lock(format!("t{number}"));
+        waiting.spawn(async move { lock.acquire().await });
+    }
+    for number in 0..WAITED {
+        in_line(&consul, &format!("lock/t{number}"), 1).await;
+    }
+    // Two renewals, or nearly.
+    for _ in 0..10 {
+        let open = connections(all_of_them.address().port());
+        assert!(open <= POLLS + OTHERS, "{open} connections");
+        sleep(Duration::from_secs(1)).await;
+    }
+    let open = all_of_them.open_polls();
+    assert!(all_of_them.most_open_polls() <= POLLS, "{}", all_of_them.most_open_polls());
+    assert!(open.iter().any(|path| path.starts_with("/v1/session/info/")), "{open:?}");
+    assert!(held.iter().all(|guard| guard.is_valid()));
+
+    // What an operator removes is noticed, whether it has a poll of its own or not.
+    for number in [0, 1, 500, 999] {
+        delete(&consul, &format!("sync/lock/h{number}/.lock")).await;
+    }
+    for number in [0, 1, 500, 999] {
+        let revoked = timeout(Duration::from_secs(10), held[number].revoked()).await;
+        assert_eq!(revoked.unwrap_or_else(|_| panic!("{number} is not told")).cause, Cause::Key);
+    }
+    // All that are waited for come, and soon.
+    let began = Instant::now();
+    for guard in theirs {
+        guard.release().await.unwrap();
+    }
+    let mut got = Vec::new();
+    while let Some(guard) = waiting.join_next().await {
+        got.push(guard.unwrap().unwrap());
+        assert!(began.elapsed() < Duration::from_secs(30), "{} were granted", got.len());
+    }
+    println!("{WAITED} waited names were granted within {:?}", began.elapsed());
+    assert!(all_of_them.most_open_polls() <= POLLS, "{}", all_of_them.most_open_polls());
+    let lost = held.iter().filter(|guard| !guard.is_valid()).count();
+    assert_eq!(lost, 4, "nobody else has lost anything");
+
+    // And the end of the session is told at once to all of them.
+    let session = consul.pairs("sync/lock/h7/").await.unwrap().remove(0).session;
+    destroy(&consul, &session).await;
+    for guard in held.iter().skip(2).chain(&got) {
+        let told = timeout(Duration::from_secs(2), guard.revoked()).await.expect("told");
+        assert!(matches!(told.cause, Cause::Session | Cause::Key), "{told:?}");
+    }
+}
