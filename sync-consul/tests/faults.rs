@@ -11,7 +11,9 @@ mod front;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use agent::{agent, client, config, coordinator, delete, destroy, key, keys, only, operator};
+use agent::{
+    agent, client, config, coordinator, delete, destroy, in_line, key, keys, only, operator,
+};
 use common::Api;
 use front::{Answer, Front, Verdict};
 use sync_conformance::driver::{Driver, TTL, bounded, lock};
@@ -39,7 +41,7 @@ struct Roles {
 
 impl Roles {
     /// The holder is connected to one URL, the others to another.
-    async fn begin(of: &str, holds: &str, looks: &str, ttl: Duration) -> Self {
+    async fn begin(consul: &Api, of: &str, holds: &str, looks: &str, ttl: Duration) -> Self {
         let holder = coordinator(holds, ttl).await;
         let (waiter, follower) = (coordinator(looks, ttl).await, coordinator(looks, ttl).await);
         let guard = holder.lock(of).acquire().await.unwrap();
@@ -47,8 +49,7 @@ impl Roles {
         let waiting = waiting_for(waiter.lock(of));
         let mut changes = follower.leader(of).changes().unwrap();
         told(&mut changes, "one").await;
-        sleep(Duration::from_millis(300)).await;
-        assert!(!waiting.is_finished());
+        in_line(consul, &format!("lock/{of}"), 1).await;
         Self { guard, elected, waiting, changes, _coordinators: [holder, waiter, follower] }
     }
 
@@ -98,7 +99,7 @@ async fn connections_that_break_are_made_again_and_what_happened_meanwhile_is_se
     let proxy = proxy(&server).await;
     let url = to(&[proxy.address()]);
     let ttl = Duration::from_secs(3);
-    let roles = Roles::begin("a", &url, &url, ttl).await;
+    let roles = Roles::begin(&operator(&server), "a", &url, &url, ttl).await;
     for _ in 0..4 {
         proxy.reset();
         sleep(ttl / 3).await;
@@ -111,7 +112,9 @@ async fn who_was_cut_off_looks_at_the_present() {
     for broken in [true, false] {
         let server = agent(&[]).await;
         let proxy = proxy(&server).await;
-        let mut roles = Roles::begin("a", &server.url(), &to(&[proxy.address()]), TTL).await;
+        let mut roles =
+            Roles::begin(&operator(&server), "a", &server.url(), &to(&[proxy.address()]), TTL)
+                .await;
         if broken {
             proxy.cut();
         } else {
@@ -168,7 +171,7 @@ async fn an_agent_that_falls_silent_or_breaks_is_left_before_the_deadline() {
         let proxies = [proxy(&server).await, proxy(&server).await];
         let url = to(&[proxies[0].address(), proxies[1].address()]);
         let kind = if silent { "silent" } else { "broken" };
-        let roles = Roles::begin(kind, &url, &url, ttl).await;
+        let roles = Roles::begin(&operator(&server), kind, &url, &url, ttl).await;
         for bad in &proxies {
             if silent {
                 bad.set(Toward::Client, Flow::Swallow);
@@ -207,7 +210,7 @@ async fn a_connection_that_fell_silent_is_replaced_where_there_is_only_one_agent
 async fn an_agent_that_is_stopped_for_less_than_the_ttl_costs_nothing() {
     let server = agent(&[]).await;
     let url = server.url();
-    let roles = Roles::begin("a", &url, &url, Duration::from_secs(5)).await;
+    let roles = Roles::begin(&operator(&server), "a", &url, &url, Duration::from_secs(5)).await;
     server.stop().unwrap();
     sleep(Duration::from_millis(1500)).await;
     server.resume().unwrap();
@@ -220,7 +223,7 @@ async fn an_agent_that_is_stopped_for_longer_revokes_in_time_and_serves_the_next
     let server = agent(&[]).await;
     let url = server.url();
     let ttl = Duration::from_secs(3);
-    let roles = Roles::begin("a", &url, &url, ttl).await;
+    let roles = Roles::begin(&operator(&server), "a", &url, &url, ttl).await;
     server.stop().unwrap();
     let stopped = Instant::now();
     let revoked = timeout(ttl, roles.guard.revoked()).await.expect("by its deadline");
@@ -238,7 +241,7 @@ async fn an_agent_that_is_stopped_for_longer_revokes_in_time_and_serves_the_next
 async fn an_agent_that_is_killed_and_comes_back_with_its_data_goes_on_with_those_who_held() {
     let server = agent(&[]).await;
     let url = server.url();
-    let roles = Roles::begin("a", &url, &url, Duration::from_secs(20)).await;
+    let roles = Roles::begin(&operator(&server), "a", &url, &url, Duration::from_secs(20)).await;
     server.restart().await.unwrap();
     sleep(Duration::from_secs(1)).await;
     assert!(roles.guard.is_valid(), "{:?}", roles.guard.revocation());
@@ -252,10 +255,11 @@ async fn an_agent_that_is_killed_and_comes_back_with_its_data_goes_on_with_those
 #[tokio::test]
 async fn an_agent_without_a_leader_is_an_unreachable_store_and_recovers() {
     let cluster = server::consul(3, &[]).start().await.unwrap();
-    agent::ready(&Api::new(&to(&cluster.addresses()[2..]), None)).await;
     let third = to(&cluster.addresses()[2..]);
+    let consul = Api::new(&third, None);
+    agent::ready(&consul).await;
     let ttl = Duration::from_secs(4);
-    let mut roles = Roles::begin("a", &third, &third, ttl).await;
+    let mut roles = Roles::begin(&consul, "a", &third, &third, ttl).await;
     let killed = Instant::now();
     cluster.members()[0].kill().unwrap();
     cluster.members()[1].kill().unwrap();

@@ -15,6 +15,7 @@ use sync_conformance::certificates::Certificates;
 use sync_conformance::server::Launch;
 use sync_consul::{Config, Options};
 use sync_core::ErrorKind;
+use tokio_stream::StreamExt;
 
 const TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -111,9 +112,11 @@ async fn refused(config: Config, kind: ErrorKind, words: &[&str]) {
 
 async fn works(config: Config) {
     let sync = config.connect().await.unwrap();
-    let guard = sync.lock("a").acquire().await.unwrap();
-    tokio::time::sleep(Duration::from_millis(300)).await; // its polls are under way
-    guard.release().await.unwrap();
+    let mut changes = sync.leader("a").changes().unwrap();
+    assert_eq!(changes.next().await, Some(None));
+    let elected = sync.leader("a").elect().await.unwrap();
+    assert!(changes.next().await.unwrap().is_some(), "told by a poll");
+    elected.resign().await.unwrap();
     sync.shutdown().await.unwrap();
 }
 
