@@ -7,5 +7,6 @@ use std::process::ExitCode;
 mod conformance;
 
 fn main() -> ExitCode {
-    sync_conformance::main(conformance::Consul { name: "consul-cluster", members: 3 })
+    let (name, members) = ("consul-cluster", 3);
+    sync_conformance::main(conformance::Consul { name, members, least_ttl: conformance::SHORT })
 }

@@ -10,13 +10,15 @@ use sync_consul::Config;
 use sync_core::{Backend, Error, Options};
 
 #[path = "common/mod.rs"]
-mod common;
+pub(crate) mod common;
 
 use common::{Api, ROOT, SUITE};
 
 pub(crate) struct Consul {
     pub(crate) name: &'static str,
     pub(crate) members: usize,
+    /// The least TTL that sessions may have, if not what Consul has by default.
+    pub(crate) least_ttl: Option<Duration>,
 }
 
 #[async_trait]
@@ -29,7 +31,9 @@ impl Store for Consul {
         if let Some(server) = server::external("SYNC_TEST_CONSUL")? {
             return Ok(server);
         }
-        let server = server::consul(self.members, &[common::ACLS]).start().await?;
+        let least = self.least_ttl.unwrap_or(DEFAULT_LEAST_TTL).as_secs();
+        let least = format!("session_ttl_min = \"{least}s\"");
+        let server = server::consul(self.members, &[common::ACLS, &least]).start().await?;
         self.prepare(&server.url()).await?;
         Ok(server)
     }
@@ -39,8 +43,10 @@ impl Store for Consul {
     }
 
     async fn connect(&self, url: &str, options: &Options) -> Result<Arc<dyn Backend>, Error> {
-        let mut config =
-            Config::new(url).options(options.clone()).least_ttl(Duration::from_secs(1));
+        let mut config = Config::new(url).options(options.clone());
+        if let Some(least) = self.least_ttl {
+            config = config.least_ttl(least);
+        }
         // An agent of our own knows a token that may touch the namespaces alone.
         if std::env::var_os("SYNC_TEST_CONSUL").is_none() {
             config = config.token(SUITE);
@@ -80,6 +86,10 @@ impl Store for Consul {
         Err("no member leads")?
     }
 
+    fn ttl(&self) -> Duration {
+        self.least_ttl.map_or(DEFAULT_LEAST_TTL, |least| least * 2)
+    }
+
     fn tampers(&self) -> &[Tamper] {
         &[Tamper::Delete, Tamper::Overwrite, Tamper::EndSession]
     }
@@ -104,6 +114,12 @@ impl Store for Consul {
     }
 }
 
+/// An agent's `session_ttl_min` that nobody has set.
+const DEFAULT_LEAST_TTL: Duration = Duration::from_secs(10);
+
+/// What most runs have it set to: else each expiry costs 20 s.
+pub(crate) const SHORT: Option<Duration> = Some(Duration::from_secs(1));
+
 /// A member that can serve, as somebody who may do everything.
 async fn admin(url: &str) -> Result<Api, Failed> {
     for agent in url.split(',') {
@@ -120,5 +136,5 @@ fn root() -> Option<&'static str> {
 }
 
 fn main() -> ExitCode {
-    sync_conformance::main(Consul { name: "consul", members: 1 })
+    sync_conformance::main(Consul { name: "consul", members: 1, least_ttl: SHORT })
 }
