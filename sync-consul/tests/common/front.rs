@@ -215,6 +215,9 @@ impl Seen {
             }
             head += &format!("content-length: {}\r\n\r\n", answer.body.len());
             stream.write_all(&[head.as_bytes(), &answer.body].concat()).await?;
+            if asked.header("connection") == Some("close") {
+                break;
+            }
         }
         Ok(())
     }

@@ -25,6 +25,9 @@ pub(crate) const SUITE: &str = "00000000-0000-4000-8000-000000000002";
 /// How long an agent may take for an answer before the next is asked.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long a blocking query may take.
+const LONG_POLL: Duration = Duration::from_secs(30);
+
 /// Makes the suite's token.
 pub(crate) async fn prepare(url: &str) -> Result<(), Failed> {
     let agents: Vec<Api> = url.split(',').map(|agent| Api::new(agent, Some(ROOT))).collect();
@@ -151,6 +154,31 @@ impl Api {
         path: &str,
         body: &[u8],
     ) -> Result<(u16, Vec<u8>), Failed> {
+        let (head, body) = self.exchange(method, path, body, PATIENCE).await?;
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+        Ok((status.ok_or("no status")?, body))
+    }
+
+    /// A key, and the index from which a blocking query for it goes on; `query` begins with `?`.
+    pub(crate) async fn poll(&self, key: &str, query: &str) -> Result<(Option<Pair>, u64), Failed> {
+        let path = format!("/v1/kv/{key}{query}");
+        let (head, body) = self.exchange("GET", &path, b"", LONG_POLL).await?;
+        let head = head.to_lowercase();
+        let index = head.lines().find_map(|line| line.strip_prefix("x-consul-index: "));
+        let index = index.ok_or_else(|| format!("no index: {head}"))?.trim().parse()?;
+        let pairs: Vec<Pair> =
+            if body.is_empty() { Vec::new() } else { serde_json::from_slice(&body)? };
+        Ok((pairs.into_iter().next(), index))
+    }
+
+    /// Head and body of an answer.
+    async fn exchange(
+        &self,
+        method: &str,
+        path: &str,
+        body: &[u8],
+        patience: Duration,
+    ) -> Result<(String, Vec<u8>), Failed> {
         let exchange = async {
             let mut stream = TcpStream::connect(&self.address).await?;
             let token = self.token.as_deref().unwrap_or_default();
@@ -160,7 +188,7 @@ impl Api {
                 format!("X-Consul-Token: {token}\r\n")
             };
             let head = format!(
-                "{method} {path} HTTP/1.0\r\nContent-Length: {}\r\n{token}\r\n",
+                "{method} {path} HTTP/1.0\r\nConnection: close\r\nContent-Length: {}\r\n{token}\r\n",
                 body.len()
             );
             stream.write_all(&[head.as_bytes(), body].concat()).await?;
@@ -168,10 +196,9 @@ impl Api {
             stream.read_to_end(&mut answer).await?;
             Ok::<_, std::io::Error>(answer)
         };
-        let answer = timeout(PATIENCE, exchange).await.map_err(|_| "the agent is silent")??;
+        let answer = timeout(patience, exchange).await.map_err(|_| "the agent is silent")??;
         let head = answer.windows(4).position(|end| end == b"\r\n\r\n").ok_or("no answer")?;
-        let text = String::from_utf8_lossy(&answer[..head]);
-        let status = text.split(' ').nth(1).and_then(|status| status.parse().ok());
-        Ok((status.ok_or("no status")?, answer[head + 4..].to_vec()))
+        let text = String::from_utf8_lossy(&answer[..head]).into_owned();
+        Ok((text, answer[head + 4..].to_vec()))
     }
 }
