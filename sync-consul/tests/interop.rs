@@ -11,10 +11,11 @@ mod tools;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use agent::{LOCK_FLAGS, PATIENCE, applied, destroy, in_line};
+use agent::{LOCK_FLAGS, PATIENCE, applied, coordinator, destroy, in_line, sessions};
 use sync_conformance::cli::example::{self, Example};
+use sync_conformance::driver::eventually;
 use sync_consul::{Cause, ErrorKind, Node};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tools::{Consul, RETRY, SOON, THEIR_DELAY, TTL, acquire, holds, interrupt};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -230,4 +231,44 @@ async fn a_semaphore_that_comes_later_finds_a_conflict_and_takes_nothing() {
     assert!(guard.is_valid());
     guard.release().await.unwrap();
     waiting.await.unwrap().release().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_three_servers_they_follow_each_other_and_go_on_without_the_one_that_led() {
+    let (consul, leader) = Consul::cluster().await;
+    let (ttl, url) = (Duration::from_secs(8), consul.server.url());
+    let (one, two) = (coordinator(&url, ttl).await, coordinator(&url, ttl).await);
+    let (lock, other) = (one.lock("a"), one.lock("b"));
+    let (key, other_key) = (lock.key().unwrap(), other.key().unwrap());
+    // We hold one and wait for the other, and so does `consul lock`.
+    let ours = other.acquire().await.unwrap();
+    let ctl = consul.lock(&key, &["-monitor-retry=30"]);
+    ctl.print("held").await.unwrap();
+    let theirs = consul.at(&key).await.expect("it holds");
+    let waiting = acquire(&two, "a");
+    in_line(&consul.api, "lock/a", 1).await;
+
+    consul.server.members()[leader].kill().unwrap();
+    let (token, until) = (ours.token(), ours.deadline());
+    let renewed =
+        async || if ours.deadline() > until + ttl { Ok(()) } else { Err(ours.deadline()) };
+    eventually(PATIENCE, renewed).await;
+    assert!(ours.is_valid() && !waiting.is_finished(), "they do without it");
+    assert!(!ctl.printed().contains("Lock lost"), "{}", ctl.printed());
+
+    // Each is followed by the other, as on one agent.
+    interrupt(&ctl).await;
+    let guard = timeout(PATIENCE, waiting).await.expect("it follows").unwrap();
+    assert!(guard.token().get() > theirs.create_index);
+    guard.release().await.unwrap();
+    let before = sessions(&consul.api).await.unwrap().len();
+    let ctl = consul.lock(&other_key, &[]);
+    consul.until_sessions(before + 1).await;
+    sleep(Duration::from_millis(500)).await;
+    assert!(!holds(&ctl) && ours.is_valid());
+    ours.release().await.unwrap();
+    ctl.print("held").await.unwrap();
+    assert!(consul.at(&other_key).await.unwrap().create_index > token.get());
+    interrupt(&ctl).await;
+    other.acquire().await.unwrap().release().await.unwrap();
 }

@@ -6,9 +6,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use sync_conformance::Server;
 use sync_conformance::cli::example::Example;
 use sync_conformance::driver::eventually;
+use sync_conformance::server::Member;
+use sync_conformance::{Server, server};
 use sync_consul::{Coordinator, LockGuard, Node, Options};
 use tokio::task::JoinHandle;
 
@@ -26,9 +27,10 @@ pub(crate) const RETRY: Duration = Duration::from_secs(5);
 /// The lock-delay of `consul lock`'s own sessions.
 pub(crate) const THEIR_DELAY: Duration = Duration::from_secs(15);
 
-/// One agent, and what is to be done there.
+/// One agent or a cluster, and what is to be done there.
 pub(crate) struct Consul {
     pub(crate) server: Server,
+    /// Of the member that `consul` talks to.
     pub(crate) api: Api,
 }
 
@@ -37,6 +39,20 @@ impl Consul {
         let server = agent::agent(&[]).await;
         let api = operator(&server);
         Self { server, api }
+    }
+
+    /// Three servers; `consul` talks to one that does not lead.
+    pub(crate) async fn cluster() -> (Self, usize) {
+        let server = server::consul(3, &[]).start().await.unwrap();
+        let mut agents: Vec<Api> =
+            server.addresses().iter().map(|at| Api::new(&at.to_string(), None)).collect();
+        for api in &agents {
+            agent::ready(api).await;
+        }
+        let leader = agents[0].json("GET", "/v1/status/leader", b"").await.unwrap();
+        let leads = |member: &Member| format!("127.0.0.1:{}", member.port(1)) == leader;
+        let leader = server.members().iter().position(leads).unwrap();
+        (Self { server, api: agents.swap_remove((leader + 1) % 3) }, leader)
     }
 
     pub(crate) async fn coordinator(&self, id: &str) -> Coordinator {
@@ -48,7 +64,7 @@ impl Consul {
     pub(crate) fn ctl(&self, arguments: &[&str]) -> Example {
         let program = std::env::var("CONSUL").unwrap_or_else(|_| "consul".to_owned());
         Example::start(Path::new(&program), arguments, |command| {
-            command.env("CONSUL_HTTP_ADDR", self.server.url());
+            command.env("CONSUL_HTTP_ADDR", &self.api.address);
         })
         .unwrap()
     }
