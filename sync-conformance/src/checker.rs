@@ -88,6 +88,25 @@ pub enum Violation {
     Stray(Record),
 }
 
+impl Violation {
+    /// Whether a store can bring it about that ends sessions by which somebody holds.
+    pub(crate) fn is_of_ended_sessions(&self) -> bool {
+        matches!(self, Violation::Overlap(..) | Violation::Early(..) | Violation::Outside(..))
+    }
+
+    /// When it showed.
+    pub(crate) fn at(&self) -> Moment {
+        match self {
+            Violation::Overlap(_, b) | Violation::Early(_, b) | Violation::Token(_, b) => b.granted,
+            Violation::Stray(record) => record.at,
+            Violation::Revived(a)
+            | Violation::Twice(a)
+            | Violation::Overdue(a)
+            | Violation::Outside(a) => a.end(),
+        }
+    }
+}
+
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

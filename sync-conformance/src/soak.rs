@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 
 use self::arena::Arena;
 use self::outcome::Outcome;
-use self::plan::Targets;
+use self::plan::{Targets, Terms};
 use crate::checker::{self, Outside, check};
 use crate::child::Orders;
 use crate::failed::Failed;
@@ -49,17 +49,23 @@ struct Settings {
     seed: u64,
     processes: usize,
     ttl: Duration,
+    /// How long the store keeps what the dead held.
+    kept: Duration,
     targets: Targets,
     relaxed: bool,
     keep: bool,
 }
 
 impl Settings {
-    fn parse(arguments: impl IntoIterator<Item = String>, ttl: Duration) -> Result<Self, String> {
+    fn parse(
+        arguments: impl IntoIterator<Item = String>,
+        ttl: Duration,
+        kept: impl FnOnce(Duration) -> Duration,
+    ) -> Result<Self, String> {
         let targets = Targets { clients: true, network: true, servers: false };
         let (length, seed) = (Duration::from_secs(60), BootClock::new().now().as_nanos());
-        let mut settings =
-            Self { length, seed, processes: 8, ttl, targets, relaxed: false, keep: false };
+        let (processes, relaxed, keep) = (8, false, false);
+        let mut settings = Self { length, seed, processes, ttl, kept: ttl, targets, relaxed, keep };
         let mut arguments = arguments.into_iter();
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().ok_or_else(|| format!("{argument} needs a value"));
@@ -76,6 +82,7 @@ impl Settings {
         if settings.processes < 2 {
             return Err("one process alone does not contend".to_owned());
         }
+        settings.kept = kept(settings.ttl);
         Ok(settings)
     }
 }
@@ -113,7 +120,7 @@ pub(crate) fn main(store: &Arc<dyn Store>) -> Option<ExitCode> {
         println!("{USAGE}");
         return Some(ExitCode::SUCCESS);
     }
-    let settings = match Settings::parse(arguments, store.ttl()) {
+    let settings = match Settings::parse(arguments, store.ttl(), |ttl| store.kept(ttl)) {
         Ok(settings) => settings,
         Err(why) => {
             eprintln!("{why}\n\n{USAGE}");
@@ -171,6 +178,8 @@ async fn run(store: &Arc<dyn Store>, settings: &Settings) -> Result<Outcome, Fai
     let history = history::read(&at("history"))?;
     let outside = if settings.relaxed { Outside::Expected } else { Outside::Forbidden };
     let acquisitions = checker::acquisitions(&history).into_iter().next().unwrap_or_default();
+    let mut report = check(&history, outside);
+    let apart = outcome::take_apart(&mut report, &done);
     let outcome = Outcome {
         store: store.name().to_owned(),
         version,
@@ -180,7 +189,8 @@ async fn run(store: &Arc<dyn Store>, settings: &Settings) -> Result<Outcome, Fai
             counts
         }),
         to_leaders: done.iter().filter(|done| done.to_leader).count(),
-        report: check(&history, outside),
+        report,
+        apart,
         failovers: outcome::failovers(&done, &acquisitions),
         register: Register::open(&at("register"))?.contents()?,
         notes: read_notes(&at("notes"))?,
@@ -188,7 +198,8 @@ async fn run(store: &Arc<dyn Store>, settings: &Settings) -> Result<Outcome, Fai
         left,
         failed,
     };
-    if settings.keep || !outcome.wrong().is_empty() || !outcome.report.is_clean() {
+    let violated = !outcome.report.is_clean() || !outcome.apart.is_empty();
+    if settings.keep || !outcome.wrong().is_empty() || violated {
         println!("the history is in {}", dir.keep().display());
     }
     Ok(outcome)
@@ -196,8 +207,9 @@ async fn run(store: &Arc<dyn Store>, settings: &Settings) -> Result<Outcome, Fai
 
 /// The run itself: all faults, the recovery from them, and an orderly end.
 async fn contend(arena: &Arc<Arena>, settings: &Settings) -> Result<(), Failed> {
-    let Settings { seed, length, ttl, targets, .. } = *settings;
-    let plan = plan::plan(seed, length, ttl, targets, arena.is_a_cluster());
+    let Settings { seed, length, ttl, kept, targets, .. } = *settings;
+    let terms = Terms { length, ttl, kept, cluster: arena.is_a_cluster() };
+    let plan = plan::plan(seed, targets, terms);
     let (play, rest) = (Arc::clone(arena).play(plan), sleep(settings.length));
     let (played, ()) = tokio::join!(play, rest);
     played?;
@@ -245,7 +257,7 @@ mod tests {
 
     fn parse(line: &str) -> Result<Settings, String> {
         let words = line.split_whitespace().map(ToOwned::to_owned);
-        Settings::parse(words, Duration::from_secs(2))
+        Settings::parse(words, Duration::from_secs(2), |ttl| ttl * 2)
     }
 
     #[test]
@@ -254,8 +266,9 @@ mod tests {
         assert_eq!((plain.length.as_secs(), plain.processes), (60, 8));
         assert_eq!((plain.ttl.as_secs(), plain.targets.to_string()), (2, "clients,network".into()));
         let all = parse("1.5 --seed 7 --processes 3 --ttl 10 --faults servers,clients --relaxed");
-        let Settings { length, seed, processes, ttl, targets, relaxed, .. } = all.unwrap();
+        let Settings { length, seed, processes, ttl, kept, targets, relaxed, .. } = all.unwrap();
         assert_eq!((length.as_millis(), seed, processes, ttl.as_secs()), (1500, 7, 3, 10));
+        assert_eq!(kept.as_secs(), 20);
         assert!(relaxed && targets.clients && targets.servers && !targets.network);
         for bad in ["x", "0", "-1", "--seed", "--seed x", "--faults all", "--processes 1", "nan"] {
             assert!(parse(bad).is_err(), "{bad}");

@@ -105,6 +105,13 @@ pub trait Store: Send + Sync + 'static {
     fn ttl(&self) -> Duration {
         Duration::from_secs(2)
     }
+
+    /// How long what a process held is kept from others after its last renewal, at most: the TTL
+    /// unless said otherwise. By this the soak measures how long to stop a process so that somebody
+    /// else has its lock when it goes on.
+    fn kept(&self, ttl: Duration) -> Duration {
+        ttl
+    }
 }
 
 /// What an operator, or another program, can do to a claim that is held.

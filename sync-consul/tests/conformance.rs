@@ -51,6 +51,9 @@ impl Store for Consul {
         if std::env::var_os("SYNC_TEST_CONSUL").is_none() {
             config = config.token(SUITE);
         }
+        if is_strict() {
+            config = config.strict_lock_delay();
+        }
         Ok(Arc::new(config.backend().await?))
     }
 
@@ -67,7 +70,10 @@ impl Store for Consul {
         let version = own["Config"]["Version"].as_str().ok_or("no version")?;
         Ok(match url.split(',').count() {
             1 => format!("Consul {version}"),
-            members => format!("Consul {version} on {members} servers"),
+            members => {
+                let delay = if is_strict() { "the TTL" } else { "1 s" };
+                format!("Consul {version} on {members} servers, lock-delay {delay}")
+            }
         })
     }
 
@@ -88,6 +94,11 @@ impl Store for Consul {
 
     fn ttl(&self) -> Duration {
         self.least_ttl.map_or(DEFAULT_LEAST_TTL, |least| least * 2)
+    }
+
+    /// A session ends up to twice its TTL after its last renewal.
+    fn kept(&self, ttl: Duration) -> Duration {
+        ttl * 2 + if is_strict() { ttl } else { Duration::from_secs(1) }
     }
 
     fn tampers(&self) -> &[Tamper] {
@@ -119,6 +130,11 @@ const DEFAULT_LEAST_TTL: Duration = Duration::from_secs(10);
 
 /// What most runs have it set to: else each expiry costs 20 s.
 pub(crate) const SHORT: Option<Duration> = Some(Duration::from_secs(1));
+
+/// Whether the lock-delay is the strict one, for the soak.
+fn is_strict() -> bool {
+    std::env::var_os("SYNC_TEST_CONSUL_STRICT").is_some()
+}
 
 /// A member that can serve, as somebody who may do everything.
 async fn admin(url: &str) -> Result<Api, Failed> {

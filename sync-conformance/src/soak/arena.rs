@@ -23,7 +23,7 @@ use crate::proxy::{Flow, Toward};
 use crate::server::Server;
 use crate::store::Store;
 
-/// How long whoever holds is looked for: a lock may be idle for a while.
+/// How long whoever holds is looked for at least: a lock may be idle for a while.
 const CATCH_WITHIN: Duration = Duration::from_secs(5);
 
 /// A fault that was done.
@@ -49,6 +49,7 @@ pub(super) struct Arena {
     /// The same in a file beside the history, for whoever reads that.
     log: Notes,
     ttl: Duration,
+    kept: Duration,
     relaxed: bool,
     clock: BootClock,
 }
@@ -99,6 +100,7 @@ impl Arena {
             log: Notes::open(&history.with_file_name("faults"))?,
             tail: Mutex::new(Tail::new(history)),
             ttl: settings.ttl,
+            kept: settings.kept,
             relaxed: settings.relaxed,
             clock: BootClock::new(),
         })
@@ -204,7 +206,14 @@ impl Arena {
         // If nobody was found (nobody holds, or all have trouble enough) it does not take place.
         if let Some((seat, mut child, since)) = caught {
             self.note(step, child.process().id(), since);
-            seat.strike_process(step, &mut child).await?;
+            let over = async {
+                sleep(step.lasts).await;
+                match (step.mishap, since) {
+                    (Mishap::Freeze, Some(since)) => self.overtaken(since).await,
+                    _ => Ok(()),
+                }
+            };
+            seat.strike_process(step, &mut child, over).await?;
         }
         if let Some((seat, _busy)) = slowed {
             seat.route.heal();
@@ -240,9 +249,7 @@ impl Arena {
 
     async fn strike_server(&self, step: &Step) -> Result<(), Failed> {
         let Ok(_busy) = Arc::clone(&self.struck).try_lock_owned() else { return Ok(()) };
-        let (index, leads) = self.pick_member(step).await;
-        // One that finds another leading when it goes on may take back what that has renewed.
-        let lasts = if leads && !self.relaxed { step.lasts.min(self.ttl / 2) } else { step.lasts };
+        let Some((index, leads)) = self.pick_member(step).await else { return Ok(()) };
         let Some(member) = self.server.members().get(index) else { return Ok(()) };
         let holder = match step.aim {
             Aim::Anybody => None,
@@ -253,11 +260,11 @@ impl Arena {
         self.put_down(step, &format_args!("member {index}"), done);
         if step.mishap == Mishap::ServerKill {
             member.kill()?;
-            sleep(lasts).await;
+            sleep(step.lasts).await;
             member.restart().await?;
         } else {
             member.stop()?;
-            sleep(lasts).await;
+            sleep(step.lasts).await;
             member.resume()?;
         }
         if let Some((_, child, _)) = holder {
@@ -267,9 +274,10 @@ impl Arena {
         Ok(())
     }
 
-    /// A member, and whether it leads the others: every other time one that does, if there is, but
-    /// none for a long stop.
-    async fn pick_member(&self, step: &Step) -> (usize, bool) {
+    /// A member, and whether it leads the others: every other time one that does, if there is. For
+    /// longer than the TTL none that does is stopped but by a [`Mishap::LeaderFreeze`]: it may take
+    /// back what another leader has renewed.
+    async fn pick_member(&self, step: &Step) -> Option<(usize, bool)> {
         let members = self.server.members().len().max(1);
         let pick = usize::try_from(step.pick % (members as u64 * 2)).unwrap_or(0);
         let picked = pick % members;
@@ -278,11 +286,12 @@ impl Arena {
             _ => self.store.leader(&self.server.url()).await.ok(),
         };
         match leader {
+            leader if step.mishap == Mishap::LeaderFreeze => Some((leader?, true)),
             Some(leader) if step.mishap == Mishap::ServerFreeze && !self.relaxed => {
-                (if picked == leader { (picked + 1) % members } else { picked }, false)
+                Some((if picked == leader { (picked + 1) % members } else { picked }, false))
             }
-            Some(leader) if pick < members => (leader, true),
-            leader => (picked, leader == Some(picked)),
+            Some(leader) if pick < members => Some((leader, true)),
+            leader => Some((picked, leader == Some(picked))),
         }
     }
 
@@ -311,7 +320,7 @@ impl Arena {
     /// The process that holds the lock, if it suits; stopped, so that it goes on holding it, and
     /// since when.
     async fn catch(&self, suits: impl Fn(&Seat) -> bool) -> Result<Option<Caught<'_>>, Failed> {
-        let give_up = self.clock.now() + CATCH_WITHIN;
+        let give_up = self.clock.now() + CATCH_WITHIN.max(self.kept * 2);
         while self.clock.now() < give_up {
             if let Some(process) = self.holder()?
                 && let Some(seat) = self.seat_of(process)
@@ -331,6 +340,23 @@ impl Arena {
             sleep(Duration::from_millis(2)).await;
         }
         Ok(None)
+    }
+
+    /// Waits until somebody has been granted the lock since then; not for ever, since whoever is next
+    /// may be struck too.
+    async fn overtaken(&self, since: Moment) -> Result<(), Failed> {
+        let give_up = self.clock.now() + self.kept * 2;
+        while self.clock.now() < give_up {
+            {
+                let mut tail = self.tail();
+                tail.catch_up()?;
+                if tail.last_granted().is_some_and(|at| at > since) {
+                    break;
+                }
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
     }
 
     fn seat_of(&self, process: u32) -> Option<&Seat> {
@@ -364,17 +390,22 @@ impl Arena {
 
 impl Seat {
     /// Does a fault to the process. One that holds the lock has been stopped already.
-    async fn strike_process(&self, step: &Step, child: &mut Child) -> Result<(), Failed> {
+    async fn strike_process(
+        &self,
+        step: &Step,
+        child: &mut Child,
+        over: impl Future<Output = Result<(), Failed>>,
+    ) -> Result<(), Failed> {
         check_alive(child).await?;
         if step.mishap == Mishap::Kill {
             child.process().kill()?;
-            sleep(step.lasts).await;
+            over.await?;
             *child = self.orders.start()?;
             self.process.store(child.process().id(), Ordering::Relaxed);
             return Ok(());
         }
         child.process().stop()?;
-        sleep(step.lasts).await;
+        over.await?;
         Ok(child.process().resume()?)
     }
 

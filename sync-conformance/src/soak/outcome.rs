@@ -8,7 +8,7 @@ use super::Settings;
 use super::arena::Done;
 use super::plan::Mishap;
 use super::tail::process_of;
-use crate::checker::{Acquisition, Leads, Report};
+use crate::checker::{Acquisition, Leads, Report, Violation};
 use crate::register::Contents;
 
 /// Everything that is told of a run, and judged.
@@ -21,6 +21,8 @@ pub(super) struct Outcome {
     /// How many of them were done to the member that led a cluster.
     pub(super) to_leaders: usize,
     pub(super) report: Report,
+    /// Violations that are counted apart, see [`take_apart`].
+    pub(super) apart: Vec<Violation>,
     pub(super) failovers: Leads,
     pub(super) register: Contents,
     pub(super) notes: BTreeMap<String, usize>,
@@ -87,6 +89,11 @@ impl fmt::Display for Outcome {
             writeln!(f, "  of these, to the member that led the cluster: {}", self.to_leaders)?;
         }
         writeln!(f, "{report}")?;
+        if let Some(freezes) = self.done.get(&Mishap::LeaderFreeze) {
+            let apart = self.apart.len();
+            writeln!(f, "apart, from the first of {freezes} long stops of a leader on: {apart}")?;
+            self.apart.iter().try_for_each(|violation| writeln!(f, "  {violation}"))?;
+        }
         writeln!(f, "failover, from the fault to the next grant: {}", self.failovers)?;
         let unanswered = self.notes.get("unanswered try_claim").copied().unwrap_or(0);
         writeln!(f, "acquires that were never answered: {unanswered}")?;
@@ -107,6 +114,16 @@ impl fmt::Display for Outcome {
             ref wrong => write!(f, "soak: FAILED: {}", wrong.join("; ")),
         }
     }
+}
+
+/// Takes those violations out of a report that a server can bring about which led, was stopped for
+/// long, and leads again: from its stop on.
+pub(super) fn take_apart(report: &mut Report, done: &[Done]) -> Vec<Violation> {
+    let long = done.iter().filter(|done| done.mishap == Mishap::LeaderFreeze);
+    let Some(first) = long.map(|done| done.at).min() else { return Vec::new() };
+    let is_apart =
+        |violation: &mut Violation| violation.is_of_ended_sessions() && violation.at() >= first;
+    report.violations.extract_if(.., is_apart).collect()
 }
 
 /// From each fault that took the lock from its holder by time, to the next grant.
@@ -165,6 +182,7 @@ mod tests {
         let settings = Settings {
             length: Duration::from_secs(2),
             ttl: Duration::from_secs(2),
+            kept: Duration::from_secs(2),
             targets: Targets { clients: true, ..Targets::default() },
             seed: 1,
             processes: 8,
@@ -180,6 +198,7 @@ mod tests {
             done: BTreeMap::from([(Mishap::Kill, 1)]),
             to_leaders: 0,
             report: check(&history, Outside::Forbidden),
+            apart: Vec::new(),
             failovers: failovers(&strikes, &acquisitions(&history)[0]),
             register: Contents { value: 3, accepted: 3, refused: 1, ..Contents::default() },
             notes: BTreeMap::new(),
@@ -221,5 +240,27 @@ mod tests {
         outcome.settings.relaxed = true;
         assert_eq!(outcome.wrong(), [""; 0]);
         assert!(outcome.to_string().contains("violations: 1\n  two valid holders"));
+    }
+
+    #[test]
+    fn what_a_leader_may_take_back_is_counted_apart_and_nothing_else_is() {
+        // At 2.5 a second holder, at 4.6 a token that does not grow.
+        let twice =
+            HISTORY.replace("granted 2.0", "granted 2.6").replace("a 4 granted", "a 3 granted");
+        let judge = |stopped: u64| {
+            let mut report = check(&parse(&twice).unwrap(), Outside::Forbidden);
+            let strikes =
+                [done(stopped, Mishap::LeaderFreeze, 0), done(1, Mishap::ServerFreeze, 0)];
+            let apart = take_apart(&mut report, &strikes).len();
+            (report.violations.len(), apart)
+        };
+        assert_eq!(judge(24), (1, 1));
+        assert_eq!(judge(26), (2, 0), "it was not stopped yet");
+
+        let mut outcome = sound();
+        outcome.done.insert(Mishap::LeaderFreeze, 1);
+        outcome.apart = check(&parse(&twice).unwrap(), Outside::Forbidden).violations;
+        assert_eq!(outcome.wrong(), [""; 0]);
+        assert!(outcome.to_string().contains("long stops of a leader on: 2\n  two valid holders"));
     }
 }

@@ -69,6 +69,11 @@ impl Tail {
         self.granted.get(&process).copied()
     }
 
+    /// When any of them was last granted the name.
+    pub(super) fn last_granted(&self) -> Option<Moment> {
+        self.granted.values().max().copied()
+    }
+
     fn newest_with(&mut self, token: FencingToken) -> Option<&mut Holder> {
         self.newest.as_mut().filter(|holder| holder.token == token)
     }
@@ -126,5 +131,6 @@ mod tests {
         tail.catch_up().unwrap();
         assert_eq!(tail.holder(at(4)), Some(19));
         assert_eq!((tail.granted(19), tail.granted(20)), (Some(at(3)), None));
+        assert_eq!(tail.last_granted(), Some(at(3)));
     }
 }

@@ -145,6 +145,10 @@ impl Store for Broken {
     fn ttl(&self) -> Duration {
         self.inner.ttl()
     }
+
+    fn kept(&self, ttl: Duration) -> Duration {
+        self.inner.kept(ttl)
+    }
 }
 
 struct BrokenBackend {
