@@ -1,20 +1,40 @@
 //! Deliberate faults of the core, by which the shared suite proves that it would notice them.
 //!
-//! They exist only under `--cfg sync_mutants`; otherwise [`on`] is `false` and compiles away.
+//! They exist only under `--cfg sync_mutants`; otherwise `on` is `false` and compiles away.
 
 #![cfg_attr(not(sync_mutants), allow(unreachable_pub, reason = "the suite sees them"))]
 
+/// The deliberate faults of a crate: a constant for each, `ALL` of them with what is wrong, and `on`,
+/// which tells whether the process runs with one (`SYNC_MUTANT` in its environment, after the crate's
+/// prefix). The crate makes the module public under `--cfg sync_mutants` alone.
+#[doc(hidden)]
+#[macro_export]
 macro_rules! mutants {
-    ($($constant:ident = $name:literal, $what:literal;)*) => {
-        $(#[doc = $what] pub const $constant: &str = $name;)*
+    ($prefix:literal, $($constant:ident = $name:literal, $what:literal;)*) => {
+        $(#[doc = $what] pub const $constant: &str = concat!($prefix, $name);)*
 
         /// Every variant with what is wrong in it.
         #[cfg(sync_mutants)]
         pub const ALL: &[(&str, &str)] = &[$(($name, $what)),*];
+
+        /// Whether the process runs as this variant.
+        #[cfg(sync_mutants)]
+        pub fn on(mutant: &str) -> bool {
+            use std::sync::OnceLock;
+            static CHOSEN: OnceLock<Option<String>> = OnceLock::new();
+            CHOSEN.get_or_init(|| std::env::var("SYNC_MUTANT").ok()).as_deref() == Some(mutant)
+        }
+
+        /// Never, in a build that is not made for it.
+        #[cfg(not(sync_mutants))]
+        pub(crate) const fn on(_: &str) -> bool {
+            false
+        }
     };
 }
 
 mutants! {
+    "",
     DEADLINE_FROM_ANSWER = "deadline-from-answer",
         "the deadline counts from the answer instead of the send";
     FLAG_ONLY = "flag-only", "validity is a mere flag: nothing looks at the clock";
@@ -46,18 +66,4 @@ mutants! {
     BODY_BELIEVED = "body-believed", "`run` takes for done what outlasted its claim";
     CLOSED_NOT_TOLD = "closed-not-told", "a shutdown tells nobody who waits";
     UNFENCED = "unfenced", "a fence admits every token";
-}
-
-/// Whether the process runs as this variant (`SYNC_MUTANT` in its environment).
-#[cfg(sync_mutants)]
-pub fn on(mutant: &str) -> bool {
-    use std::sync::OnceLock;
-    static CHOSEN: OnceLock<Option<String>> = OnceLock::new();
-    CHOSEN.get_or_init(|| std::env::var("SYNC_MUTANT").ok()).as_deref() == Some(mutant)
-}
-
-/// Never, in a build that is not made for it.
-#[cfg(not(sync_mutants))]
-pub(crate) const fn on(_: &str) -> bool {
-    false
 }

@@ -1,20 +1,9 @@
 //! Deliberate faults of the protocol, by which the shared suite proves that it would notice them.
-//!
-//! They exist only under `--cfg sync_mutants`; otherwise [`on`] is `false` and compiles away.
 
 #![cfg_attr(not(sync_mutants), allow(unreachable_pub, reason = "the suite sees them"))]
 
-macro_rules! mutants {
-    ($($constant:ident = $name:literal, $what:literal;)*) => {
-        $(#[doc = $what] pub const $constant: &str = $name;)*
-
-        /// Every variant with what is wrong in it.
-        #[cfg(sync_mutants)]
-        pub const ALL: &[(&str, &str)] = &[$(($name, $what)),*];
-    };
-}
-
-mutants! {
+sync_core::mutants! {
+    "etcd:",
     EVERYBODY_FIRST = "everybody-first", "whoever stands in line holds, whoever stands before him";
     STRANGERS_HOLD = "strangers-hold", "any key under the name's prefix is taken for a claim";
     ALWAYS_QUEUES = "always-queues", "a try that does not wait leaves its place in line";
@@ -58,18 +47,3 @@ pub(crate) fn connected(index: usize) {
 }
 
 static FIRST_MEMBER: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
-
-/// Whether the process runs as this variant (`SYNC_MUTANT=etcd:…` in its environment).
-#[cfg(sync_mutants)]
-pub(crate) fn on(mutant: &str) -> bool {
-    use std::sync::OnceLock;
-    static CHOSEN: OnceLock<Option<String>> = OnceLock::new();
-    let chosen = CHOSEN.get_or_init(|| std::env::var("SYNC_MUTANT").ok()).as_deref();
-    chosen.and_then(|chosen| chosen.strip_prefix("etcd:")) == Some(mutant)
-}
-
-/// Never, in a build that is not made for it.
-#[cfg(not(sync_mutants))]
-pub(crate) const fn on(_: &str) -> bool {
-    false
-}

@@ -1,7 +1,7 @@
-//! Deliberate faults of the scripts, by which the shared suite proves that it would notice them.
-//! They exist only under `--cfg sync_mutants`; `SYNC_MUTANT` names the one that is chosen.
+//! Deliberate faults of the scripts, by which the shared suite proves that it would notice them:
+//! other words in place of some that are there.
 
-macro_rules! mutants {
+macro_rules! changes {
     ($($name:literal, $what:literal: $sound:literal => $broken:literal;)*) => {
         /// Every variant with what is wrong in it.
         pub const ALL: &[(&str, &str)] = &[$(($name, $what)),*];
@@ -12,7 +12,7 @@ macro_rules! mutants {
     };
 }
 
-mutants! {
+changes! {
     "rounded-token", "tokens are printed by Lua's `tostring`, which rounds to 14 digits":
         "return tonumber(text), text" =>
         "return tonumber(text), string.format('%.0f', tonumber(tostring(tonumber(text))))";
@@ -34,8 +34,7 @@ mutants! {
 
 /// The script as the server gets it: with the chosen fault in it.
 pub(crate) fn served(code: &'static str) -> &'static str {
-    let chosen = std::env::var("SYNC_MUTANT").unwrap_or_default();
-    match CHANGES.iter().find(|(name, ..)| *name == chosen) {
+    match CHANGES.iter().find(|(name, ..)| sync_core::mutant::on(name)) {
         Some((_, sound, broken)) => code.replace(sound, broken).leak(),
         None => code,
     }
