@@ -9,6 +9,7 @@ use crate::backend::Driver;
 use crate::http::IntoUnsent as _;
 use crate::keys::{is_ticket_of, ticket};
 use crate::line::Line;
+use crate::mutant;
 use crate::pair::{LOCK_FLAGS, Pair};
 use crate::sessions::Place;
 use crate::txn::{Op, Seen, off_by_one};
@@ -133,6 +134,9 @@ impl Driver {
         match at.claim.kind {
             Kind::Lock if newcomer && at.claim.queue && crowded() => self.join(at, true).await,
             Kind::Lock if newcomer => self.take_free(at, note).await,
+            Kind::Leader if newcomer && mutant::on(mutant::ELECTIONS_TRY_FIRST) => {
+                self.take_free(at, note).await
+            }
             Kind::Leader if newcomer => self.join(at, true).await,
             _ => self.in_line(at, note).await,
         }
@@ -148,7 +152,7 @@ impl Driver {
             if self.api.commit(&ops, &mut seen).await? {
                 let grant = at.grant(&seen)?;
                 self.name_strange(&seen.line);
-                if seen.line.is_empty() {
+                if seen.line.is_empty() || mutant::on(mutant::NEWCOMERS_FIRST) {
                     return Ok(Attempt::Held(grant));
                 }
                 return self.give_way(at, &grant).await.map_err(StoreError::unsettled);
@@ -214,7 +218,8 @@ impl Driver {
         } else {
             note.blocked(None)
         };
-        if !at.claim.queue && matches!(attempt, Attempt::Blocked(_)) {
+        let leaves = !at.claim.queue && !mutant::on(mutant::ALWAYS_QUEUES);
+        if leaves && matches!(attempt, Attempt::Blocked(_)) {
             self.api.done(&[Op::delete(&at.ticket)]).await.map_err(StoreError::unsettled)?;
         }
         Ok(attempt)
@@ -343,6 +348,7 @@ impl Driver {
 
     fn note_place(&self, at: &Spot<'_>, line: &Line) {
         let place = match line.before() {
+            Some(_) if mutant::on(mutant::EVERYBODY_FIRST) => Place::First,
             Some(before) => Place::After(before.to_owned()),
             // What could not be read cannot be waited for.
             None if line.stands() => Place::First,
@@ -377,7 +383,11 @@ impl Driver {
 /// What takes the key: made anew, so that each acquisition has a greater index.
 fn taking<'a>(at: &'a Spot<'_>, left: Option<u64>) -> Vec<Op<'a>> {
     let mut ops = vec![Op::absent(&at.void)];
+    if mutant::on(mutant::NO_COMPARE) {
+        ops.clear();
+    }
     match left {
+        None if mutant::on(mutant::KEY_MAY_EXIST) => {}
         None => ops.push(Op::absent(&at.key)),
         Some(index) => ops.extend([Op::unchanged(&at.key, index), Op::delete(&at.key)]),
     }
@@ -387,6 +397,9 @@ fn taking<'a>(at: &'a Spot<'_>, left: Option<u64>) -> Vec<Op<'a>> {
 
 /// What keeps every earlier attempt of a nonce out.
 pub(crate) fn abandoning<'a>(at: &'a Spot<'_>) -> [Op<'a>; 2] {
+    if mutant::on(mutant::NO_MARKER) {
+        return [Op::get_tree(&at.void), Op::delete(&at.ticket)];
+    }
     [Op::lock(&at.void, at.session, &[]), Op::delete(&at.ticket)]
 }
 

@@ -18,6 +18,7 @@ use crate::crowds::Crowds;
 use crate::ghosts::Recent;
 use crate::keys::Keys;
 use crate::line::Line;
+use crate::mutant;
 use crate::pair::{Pair, index, sighting, version};
 use crate::polls::{Following, Polls, State, Subject, Why};
 use crate::sessions::{Place, Sessions};
@@ -141,6 +142,9 @@ impl Driver {
                 Place::After(before) => {
                     // Where a session's end leaves its keys, the ticket may stay.
                     let stands = |pair: &Pair| at.is_ticket(pair);
+                    if mutant::on(mutant::NEVER_WOKEN) {
+                        std::future::pending::<()>().await;
+                    }
                     if !until(self.followed(&before), |pair| !pair.is_some_and(stands)).await {
                         return;
                     }
@@ -165,6 +169,9 @@ impl Driver {
 /// Resolves when what stands at a key is as wanted, or (`false`) cannot be read.
 async fn until(states: Option<Following>, wanted: impl Fn(Option<&Pair>) -> bool) -> bool {
     let Some(mut states) = states else { return false };
+    if mutant::on(mutant::WAITS_UNREAD) {
+        states.next().await;
+    }
     loop {
         match states.next().await {
             State::Is(pair) if wanted(pair.as_deref()) => return true,
@@ -189,13 +196,17 @@ impl Backend for Consul {
         // Consul counts no parts of a millisecond.
         let ttl = Duration::from_millis(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
         let id = self.driver.api.create_session(&self.driver.settings.session(ttl)).await?;
-        let session = Session::new(id, ttl);
+        let believed = if mutant::on(mutant::TTL_DOUBLED) { ttl * 2 } else { ttl };
+        let session = Session::new(id, believed);
         self.driver.sessions.opened(&session.id);
         Ok(session)
     }
 
     async fn close(&self, session: &Session) -> Result<(), StoreError> {
         let driver = &self.driver;
+        if mutant::on(mutant::CLOSES_NOTHING) {
+            return Ok(());
+        }
         // Not told of any more: it is the end that they would find.
         driver.free(&session.id).await?;
         driver.api.destroy_session(&session.id).await?;
@@ -206,6 +217,9 @@ impl Backend for Consul {
     async fn renew(&self, session: &Session, _held: &[Held]) -> Result<Renewal, StoreError> {
         match self.driver.api.renew_session(&session.id).await? {
             true => Ok(Renewal::Alive { ttl: session.ttl, claims: Vec::new() }),
+            false if mutant::on(mutant::DEAD_RENEWED) => {
+                Ok(Renewal::Alive { ttl: session.ttl, claims: Vec::new() })
+            }
             false => Ok(Renewal::Ended),
         }
     }
@@ -222,6 +236,7 @@ impl Backend for Consul {
         driver.sessions.enter(&session.id, nonce, &at.key, &at.ticket);
         let attempt = driver.attempt(&at, Note::read(ticket), unanswered).await;
         let over = match &attempt {
+            Ok(Attempt::Held(_)) if mutant::on(mutant::UNGUARDED) => false,
             Ok(Attempt::Held(grant)) => {
                 driver.watch_held(session, nonce, &at.key, grant.token);
                 false
@@ -256,7 +271,8 @@ impl Backend for Consul {
         ];
         let ours = |pair: &&Pair| at.is_ours(pair) && pair.create_index == grant.token.get();
         let mut seen = at.seen(None);
-        if driver.api.commit(&ops, &mut seen).await? {
+        let first = usize::from(mutant::on(mutant::UPDATES_BLINDLY));
+        if driver.api.commit(&ops[first..], &mut seen).await? {
             return match seen.pair.as_ref().filter(ours) {
                 Some(pair) => Ok(Updated::Done(version(pair.modify_index))),
                 None => Err(off_by_one()),

@@ -7,6 +7,7 @@ use crate::acquire::{Spot, abandoning};
 use crate::backend::Driver;
 use crate::http::IntoUnsent;
 use crate::line::Line;
+use crate::mutant;
 use crate::pair::{Pair, index};
 use crate::txn::{MOST_OPERATIONS, Op, Seen};
 
@@ -34,7 +35,9 @@ impl Driver {
     async fn release(&self, at: &Spot<'_>, grant: &Grant) -> Result<Ended, StoreError> {
         let mut known = index(&grant.version);
         for _ in 0..ROUNDS {
-            if self.api.done(&[Op::unchanged(&at.key, known), Op::delete(&at.key)]).await? {
+            let ops = [Op::unchanged(&at.key, known), Op::delete(&at.key)];
+            let first = usize::from(mutant::on(mutant::ENDS_UNCOMPARED));
+            if self.api.done(&ops[first..]).await? {
                 return Ok(Ended::Released);
             }
             match self.api.read(&at.key).await? {
@@ -71,7 +74,8 @@ impl Driver {
             Op::lock(&at.ticket, at.session, &[]),
             Op::delete(&at.ticket),
         ];
-        if !self.api.commit(&ops, &mut seen).await? {
+        let done = if mutant::on(mutant::KEEPS_PLACE) { 2 } else { 3 };
+        if !self.api.commit(&ops[..done], &mut seen).await? {
             return self.with_its_session(at).await;
         }
         // Whoever has a ticket has not the key: they are exchanged for each other.
@@ -102,6 +106,9 @@ impl Driver {
         }
         if !self.api.done(&abandoning(at)).await? {
             return self.with_its_session(at).await;
+        }
+        if mutant::on(mutant::KEY_LEFT) {
+            return Ok(Ended::NotOurs);
         }
         // Only now: before, an attempt could have landed after the look.
         self.give_up_key(at).await

@@ -56,6 +56,11 @@ mod http;
 mod keys;
 mod line;
 mod losses;
+#[cfg(sync_mutants)]
+#[doc(hidden)]
+pub mod mutant;
+#[cfg(not(sync_mutants))]
+mod mutant;
 mod pair;
 mod polls;
 mod probe;

@@ -6,6 +6,8 @@ use serde::Deserialize;
 use sync_core::backend::{Grant, Nonce, Sighted, Sighting, Version};
 use sync_core::{FencingToken, LONGEST_RECORD, record_nonce};
 
+use crate::mutant;
+
 /// By these flags `consul lock` and Go's `api.Lock` know a key as a lock.
 pub(crate) const LOCK_FLAGS: u64 = 3_304_740_253_564_472_344;
 
@@ -41,16 +43,19 @@ impl Pair {
     }
 
     pub(crate) fn is_of(&self, session: &str, nonce: Nonce) -> bool {
-        self.session == session && self.nonce() == Some(nonce)
+        let is_nonce = mutant::on(mutant::NONCE_UNREAD) || self.nonce() == Some(nonce);
+        self.session == session && is_nonce
+    }
+
+    /// The token of whoever holds this: it is made anew for each, and stays when it is changed.
+    fn token(&self) -> FencingToken {
+        let of_record = mutant::on(mutant::TOKEN_OF_RECORD);
+        FencingToken::new(if of_record { self.modify_index } else { self.create_index })
     }
 
     /// The grant of whoever holds this.
     pub(crate) fn grant(&self) -> Grant {
-        Grant {
-            token: FencingToken::new(self.create_index),
-            version: version(self.modify_index),
-            ttl: None,
-        }
+        Grant { token: self.token(), version: version(self.modify_index), ttl: None }
     }
 }
 
@@ -74,7 +79,7 @@ pub(crate) fn sighting(pair: Option<&Pair>) -> Sighting {
         record.truncate(LONGEST_RECORD);
         // The index by which others make their keys tells their acquisitions not apart.
         let ours = record_nonce(&record).is_some();
-        Sighted { record, token: ours.then(|| FencingToken::new(pair.create_index)) }
+        Sighted { record, token: ours.then(|| pair.token()) }
     });
     Sighting { version: version(pair.modify_index), holder }
 }

@@ -7,6 +7,5 @@ use std::process::ExitCode;
 mod conformance;
 
 fn main() -> ExitCode {
-    let (name, members) = ("consul-cluster", 3);
-    sync_conformance::main(conformance::Consul { name, members, least_ttl: conformance::SHORT })
+    conformance::run("consul-cluster", 3)
 }

@@ -129,7 +129,7 @@ impl Store for Consul {
 const DEFAULT_LEAST_TTL: Duration = Duration::from_secs(10);
 
 /// What most runs have it set to: else each expiry costs 20 s.
-pub(crate) const SHORT: Option<Duration> = Some(Duration::from_secs(1));
+const SHORT: Option<Duration> = Some(Duration::from_secs(1));
 
 /// Whether the lock-delay is the strict one, for the soak.
 fn is_strict() -> bool {
@@ -151,6 +151,10 @@ fn root() -> Option<&'static str> {
     std::env::var_os("SYNC_TEST_CONSUL").is_none().then_some(ROOT)
 }
 
+pub(crate) fn run(name: &'static str, members: usize) -> ExitCode {
+    sync_conformance::main(Consul { name, members, least_ttl: SHORT })
+}
+
 fn main() -> ExitCode {
-    sync_conformance::main(Consul { name: "consul", members: 1, least_ttl: SHORT })
+    run("consul", 1)
 }

@@ -37,6 +37,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new(a_stream_that_nobody_reads_misses_no_last_state),
         Case::new(streams_share_one_watch_and_it_ends_with_them),
         Case::new(a_stream_shows_nobody_who_never_led),
+        Case::new(who_gives_way_is_never_shown),
         Case::new(a_stream_goes_on_after_a_cut).needs(PROXY),
         Case::new(a_stream_goes_on_after_a_black_hole).needs(PROXY),
         Case::new(a_stream_goes_on_after_failures),
@@ -388,6 +389,42 @@ async fn a_stream_shows_nobody_who_never_led(ctx: Context) -> Result<(), Failed>
     let (elected, watched) = tokio::join!(trying, watching);
     watched?;
     elected?.resign().await?;
+    ctx.assert_nothing_left().await
+}
+
+/// Somebody tries again and again while the name is free for the one whose turn it is.
+async fn who_gives_way_is_never_shown(ctx: Context) -> Result<(), Failed> {
+    let (sync, other) = (ctx.coordinator().await?, ctx.coordinator().await?);
+    let (next, faults) = ctx.faulty().await?;
+    let elected = sync.leader("x").elect().await?;
+    let leader = next.leader("x");
+    let waiting = tokio::spawn(async move { leader.elect().await });
+    faults.called(Verb::Wait, 1).await;
+    let asked = faults.calls(Verb::TryClaim);
+    faults.next(Verb::TryClaim, Fault::Hang);
+    elected.resign().await?;
+    timeout(ctx.long(), faults.called(Verb::TryClaim, asked + 1)).await?;
+    let candidate = other.leader("x").node(Node::new("gives way"));
+    let trying = async {
+        for _ in 0..30 {
+            assert!(candidate.try_elect().await?.is_none(), "it has passed who stood in line");
+        }
+        Ok::<_, Failed>(())
+    };
+    let looking = async {
+        loop {
+            let seen = sync.leader("x").leader().await?;
+            assert_ne!(seen.as_ref().map(|node| &*node.node.id), Some("gives way"));
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        tried = trying => tried?,
+        looked = looking => return looked,
+    }
+    faults.release();
+    timeout(ctx.long(), waiting).await???.resign().await?;
     ctx.assert_nothing_left().await
 }
 

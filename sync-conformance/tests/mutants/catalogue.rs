@@ -13,6 +13,8 @@ pub(crate) enum Store {
     Redis,
     Etcd,
     EtcdCluster,
+    Consul,
+    ConsulCluster,
 }
 
 impl Store {
@@ -22,6 +24,8 @@ impl Store {
             Self::Redis => "redis",
             Self::Etcd => "etcd",
             Self::EtcdCluster => "etcd-cluster",
+            Self::Consul => "consul",
+            Self::ConsulCluster => "consul-cluster",
         }
     }
 }
@@ -33,10 +37,11 @@ pub(crate) enum Part {
     Store,
     Redis,
     Etcd,
+    Consul,
 }
 
 impl Part {
-    const ALL: [Self; 4] = [Self::Core, Self::Store, Self::Redis, Self::Etcd];
+    const ALL: [Self; 5] = [Self::Core, Self::Store, Self::Redis, Self::Etcd, Self::Consul];
 
     const fn name(self) -> &'static str {
         match self {
@@ -44,6 +49,7 @@ impl Part {
             Self::Store => "store",
             Self::Redis => "redis",
             Self::Etcd => "etcd",
+            Self::Consul => "consul",
         }
     }
 
@@ -53,6 +59,7 @@ impl Part {
             Self::Store => "A store and its backend",
             Self::Redis => "The scripts of sync-redis",
             Self::Etcd => "The protocol of sync-etcd",
+            Self::Consul => "The protocol of sync-consul",
         }
     }
 }
@@ -91,34 +98,26 @@ impl Variant {
     }
 }
 
+/// The faults of a crate, which has none in a build that is not made for them.
+macro_rules! faults {
+    ($part:expr, $krate:ident) => {{
+        #[cfg(sync_mutants)]
+        let all = $krate::mutant::ALL;
+        #[cfg(not(sync_mutants))]
+        let all: &[(&str, &str)] = &[];
+        all.iter().map(|(fault, what)| Variant::new($part, fault, what))
+    }};
+}
+
 pub(crate) fn all() -> Vec<Variant> {
-    let core = core().iter().map(|(fault, what)| Variant::new(Part::Core, fault, what));
     let store = Defect::ALL.iter();
     let store = store.map(|defect| Variant::new(Part::Store, defect.name(), defect.what()));
-    let redis = redis().iter().map(|(fault, what)| Variant::new(Part::Redis, fault, what));
-    let etcd = etcd().iter().map(|(fault, what)| Variant::new(Part::Etcd, fault, what));
-    core.chain(store).chain(redis).chain(etcd).collect()
-}
-
-fn core() -> &'static [(&'static str, &'static str)] {
-    #[cfg(sync_mutants)]
-    return sync_core::mutant::ALL;
-    #[cfg(not(sync_mutants))]
-    &[]
-}
-
-fn redis() -> &'static [(&'static str, &'static str)] {
-    #[cfg(sync_mutants)]
-    return sync_redis::mutant::ALL;
-    #[cfg(not(sync_mutants))]
-    &[]
-}
-
-fn etcd() -> &'static [(&'static str, &'static str)] {
-    #[cfg(sync_mutants)]
-    return sync_etcd::mutant::ALL;
-    #[cfg(not(sync_mutants))]
-    &[]
+    faults!(Part::Core, sync_core)
+        .chain(store)
+        .chain(faults!(Part::Redis, sync_redis))
+        .chain(faults!(Part::Etcd, sync_etcd))
+        .chain(faults!(Part::Consul, sync_consul))
+        .collect()
 }
 
 /// The cases that must fail, and the store against which they are run.
@@ -128,6 +127,7 @@ fn caught_by(part: Part, fault: &str) -> (Store, &'static [&'static str]) {
         Part::Store => (Store::Memory, by_store(fault)),
         Part::Redis => (Store::Redis, by_redis(fault)),
         Part::Etcd => by_etcd(fault),
+        Part::Consul => by_consul(fault),
     }
 }
 
@@ -258,6 +258,39 @@ fn by_etcd(fault: &str) -> (Store, &'static [&'static str]) {
         _ => &[],
     };
     (Store::Etcd, cases)
+}
+
+fn by_consul(fault: &str) -> (Store, &'static [&'static str]) {
+    let of_a_cluster: &[&str] = match fault {
+        "one-agent" => &["cluster::a_member_that_refuses_is_left_before_the_deadline"],
+        "silence-trusted" => &["cluster::a_member_that_falls_silent_is_left_before_the_deadline"],
+        _ => &[],
+    };
+    if !of_a_cluster.is_empty() {
+        return (Store::ConsulCluster, of_a_cluster);
+    }
+    let cases: &[&str] = match fault {
+        "key-may-exist" => &["exclusion::two_claims_of_one_session_exclude_each_other"],
+        "no-compare" | "no-marker" => &["unanswered::a_late_attempt_past_the_abandon"],
+        "key-left" => &["unanswered::a_try_without_an_answer_says_so_and_leaves_nothing"],
+        "ends-uncompared" => &["release::a_repeated_release_spares_a_newer_claim_of_its_session"],
+        "newcomers-first" => &["order::who_asks_without_waiting_passes_nobody"],
+        "everybody-first" => &["order::coordinators_are_served_in_the_order_they_came"],
+        "keeps-place" => &["waiting::a_wait_that_is_used_up_leaves_no_place_in_line"],
+        "always-queues" => &["waiting::a_wait_of_zero_tries_once"],
+        "waits-unread" => &["waiting::a_release_before_the_wait_has_begun_wakes_too"],
+        "never-woken" => &["order::coordinators_are_served_in_the_order_they_came"],
+        "unguarded" => &["revocation::a_removed_key_is_told"],
+        "nonce-unread" => &["revocation::an_overwritten_key_is_told"],
+        "closes-nothing" => &["release::releasing_what_was_lost_says_why"],
+        "dead-renewed" => &["renewal::a_renewal_tells_that_its_session_was_ended"],
+        "ttl-doubled" => &["revocation::the_deadline_of_a_session_counts_from_its_sending"],
+        "updates-blindly" => &["unanswered::a_late_update_undoes_no_later_one"],
+        "token-of-record" => &["status::an_update_is_seen_and_changes_no_token"],
+        "elections-try-first" => &["status::who_gives_way_is_never_shown"],
+        _ => &[],
+    };
+    (Store::Consul, cases)
 }
 
 const HEAD: &str = "\

@@ -11,7 +11,9 @@
 #![cfg(unix)]
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::OnceLock;
 use std::time::Instant;
 use std::{env, io};
 
@@ -22,6 +24,9 @@ use crate::catalogue::{Store, Variant};
 
 mod broken;
 mod catalogue;
+#[path = "../../../sync-consul/tests/conformance.rs"]
+#[allow(dead_code, reason = "its main is not used here")]
+mod consul;
 #[path = "../../../sync-etcd/tests/conformance.rs"]
 #[allow(dead_code, reason = "its main is not used here")]
 mod etcd;
@@ -45,6 +50,14 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = arguments.test_threads.or(Some(SIDE_BY_SIDE));
     let trials = if cfg!(sync_mutants) { trials() } else { Vec::new() };
+    let files = match tempfile::tempdir() {
+        Ok(files) => files,
+        Err(e) => {
+            eprintln!("there is no place for files: {e}");
+            return ExitCode::FAILURE;
+        }
+    };
+    FILES.get_or_init(|| files.path().to_owned());
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
@@ -59,6 +72,12 @@ fn suite(store: &str) -> ExitCode {
     }
     if store == Store::EtcdCluster.name() {
         return etcd::run("etcd-cluster", 3);
+    }
+    if store == Store::Consul.name() {
+        return consul::run("consul", 1);
+    }
+    if store == Store::ConsulCluster.name() {
+        return consul::run("consul-cluster", 3);
     }
     let defect = Defect::ALL.iter().find(|defect| chosen == format!("store:{}", defect.name()));
     sync_conformance::main(Broken::new(defect.copied()))
@@ -110,15 +129,17 @@ enum Outcome {
     Skipped,
 }
 
+/// Where all cases put their files: one that fails keeps its history, of which there is no need
+/// here. In one place, where they also see which ports are taken.
+static FILES: OnceLock<PathBuf> = OnceLock::new();
+
 /// What comes of one case in a process of its own.
 fn outcome(variant: Option<&str>, store: Store, case: &str) -> Result<Outcome, Failed> {
     let name = format!("{}::{case}", store.name());
     let mut command = Command::new(env::current_exe()?);
     command.args(["--exact", &name, "--test-threads=1"]).env(STORE, store.name());
     command.env_remove("SYNC_MUTANT").env_remove("RUST_BACKTRACE");
-    // A case that fails keeps its history, of which there is no need here.
-    let files = tempfile::tempdir()?;
-    command.env("TMPDIR", files.path());
+    command.envs(FILES.get().map(|files| ("TMPDIR", files)));
     if let Some(variant) = variant {
         command.env("SYNC_MUTANT", variant);
     }
@@ -132,6 +153,9 @@ fn outcome(variant: Option<&str>, store: Store, case: &str) -> Result<Outcome, F
         let reason = text.lines().skip_while(|line| *line != format!("---- {name} ----"));
         let reason = reason.skip(1).take_while(|line| !line.is_empty());
         let reason = reason.take_while(|line| !line.starts_with("its history is in"));
+        if reason.clone().any(|line| line.contains("does not serve")) {
+            Err(format!("no server could be started for {name}"))?;
+        }
         Ok(Outcome::Failed(reason.map(|line| line.trim().to_owned()).take(3).collect()))
     } else if counted("0 passed, 0 failed, 1 skipped") {
         Ok(Outcome::Skipped)
