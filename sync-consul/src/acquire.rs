@@ -49,6 +49,13 @@ impl Spot<'_> {
         segment.is_some_and(|segment| is_ticket_of(segment, &pair.session))
     }
 
+    /// Whether what holds the key stood in the line by this ticket.
+    pub(crate) fn has_entered(&self, pair: &Pair, by: &str) -> bool {
+        let segment = by.strip_prefix(&*self.line);
+        let entered = |nonce| segment.is_some_and(|by| by == ticket(&pair.session, nonce));
+        !pair.session.is_empty() && pair.nonce().is_some_and(entered)
+    }
+
     pub(crate) fn is_ours(&self, pair: &Pair) -> bool {
         pair.key == self.key && pair.is_of(self.session, self.claim.nonce)
     }
@@ -349,7 +356,7 @@ impl Driver {
     fn note_place(&self, at: &Spot<'_>, line: &Line) {
         let place = match line.before() {
             Some(_) if mutant::on(mutant::EVERYBODY_FIRST) => Place::First,
-            Some(before) => Place::After(before.to_owned()),
+            Some(before) => Place::After(before.clone()),
             // What could not be read cannot be waited for.
             None if line.stands() => Place::First,
             None => Place::Unknown,

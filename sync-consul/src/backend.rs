@@ -130,26 +130,36 @@ impl Driver {
             // The core has waited for as long as was to be waited.
             return;
         }
-        let mut key = None;
+        let mut free = false;
         loop {
             match self.sessions.place(at.session, at.claim.nonce) {
+                Place::First if free => return,
                 Place::First => {
-                    let held = |pair: &Pair| !pair.session.is_empty();
-                    let states = key.take().or_else(|| self.followed(&at.key));
-                    until(states, |pair| !pair.is_some_and(held)).await;
+                    until(self.turn(&at.key), is_free).await;
                     return;
                 }
                 Place::After(before) => {
+                    let states = self.polls.follow_seen(before.key.clone(), before.modified);
                     // Where a session's end leaves its keys, the ticket may stay.
                     let stands = |pair: &Pair| at.is_ticket(pair);
                     if mutant::on(mutant::NEVER_WOKEN) {
                         std::future::pending::<()>().await;
                     }
-                    if !until(self.followed(&before), |pair| !pair.is_some_and(stands)).await {
+                    if !until(states, |pair| !pair.is_some_and(stands)).await {
                         return;
                     }
-                    // Most likely it is this one's turn: the key is looked at meanwhile.
-                    key = self.followed(&at.key);
+                    let Some(mut states) = self.turn(&at.key) else { return };
+                    match states.next().await {
+                        // Whoever enters was the first, and who stood behind it is that now: this
+                        // spares a look at the line.
+                        State::Is(Some(pair)) if at.has_entered(&pair, &before.key) => {
+                            self.sessions.stands(at.session, at.claim.nonce, Place::First);
+                            until(Some(states), is_free).await;
+                            return;
+                        }
+                        State::Is(pair) => free = is_free(pair.as_deref()),
+                        _ => free = false,
+                    }
                 }
                 Place::Unknown => {}
             }
@@ -161,9 +171,13 @@ impl Driver {
         }
     }
 
-    fn followed(&self, key: &str) -> Option<Following> {
-        self.polls.follow(Subject::Key(key.to_owned()), Why::Wait)
+    fn turn(&self, key: &str) -> Option<Following> {
+        self.polls.follow(Subject::Key(key.to_owned()), Why::Turn)
     }
+}
+
+fn is_free(pair: Option<&Pair>) -> bool {
+    pair.is_none_or(|pair| pair.session.is_empty())
 }
 
 /// Resolves when what stands at a key is as wanted, or (`false`) cannot be read.
@@ -316,8 +330,10 @@ impl Backend for Consul {
     async fn watch(&self, kind: Kind, name: &Name, seen: &Version) -> Result<Sighting, StoreError> {
         let driver = &self.driver;
         let key = driver.keys.claim(kind, name);
-        let mut states =
-            driver.followed(&key).ok_or_else(|| StoreError::unsent("too much is followed"))?;
+        let mut states = driver
+            .polls
+            .follow(Subject::Key(key.clone()), Why::Wait)
+            .ok_or_else(|| StoreError::unsent("too much is followed"))?;
         loop {
             match states.next().await {
                 State::Is(pair) if sighting(pair.as_deref()).version != *seen => {

@@ -3,6 +3,15 @@
 use crate::keys::is_ticket_of;
 use crate::pair::Pair;
 
+/// The ticket before the own one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Before {
+    pub(crate) key: String,
+    created: u64,
+    /// When it was changed last: from there on its going is waited for.
+    pub(crate) modified: u64,
+}
+
 /// What was seen of a line, of which only what matters to one that stands in it is kept.
 #[derive(Debug, Default)]
 pub(crate) struct Line {
@@ -15,7 +24,7 @@ pub(crate) struct Line {
     /// How often it was seen.
     times_seen: u32,
     /// The latest ticket before it.
-    before: Option<(u64, String)>,
+    before: Option<Before>,
     others: bool,
     /// Keys among the tickets that are none, of which one is named.
     strange: Option<String>,
@@ -44,9 +53,10 @@ impl Line {
         }
         self.others = true;
         let earlier = self.created.is_none_or(|own| pair.create_index < own);
-        let later = self.before.as_ref().is_none_or(|(index, _)| *index < pair.create_index);
+        let later = self.before.as_ref().is_none_or(|before| before.created < pair.create_index);
         if earlier && later {
-            self.before = Some((pair.create_index, pair.key));
+            let Pair { key, create_index: created, modify_index: modified, .. } = pair;
+            self.before = Some(Before { key, created, modified });
         }
     }
 
@@ -76,8 +86,8 @@ impl Line {
     }
 
     /// The ticket before the own one; `None` for the first.
-    pub(crate) fn before(&self) -> Option<&str> {
-        self.before.as_ref().map(|(_, key)| key.as_str())
+    pub(crate) fn before(&self) -> Option<&Before> {
+        self.before.as_ref()
     }
 
     /// Whether the ticket before the own one is known, or that there is none.
@@ -118,7 +128,8 @@ mod tests {
             seen.add(ticket(number, created));
         }
         assert!(seen.stands() && seen.is_known() && !seen.is_empty());
-        assert_eq!(seen.before(), Some(&*ticket(7, 15).key));
+        let before = seen.before().unwrap();
+        assert_eq!((&before.key, before.modified), (&ticket(7, 15).key, 15));
 
         let mut seen = line(None);
         seen.add(ticket(5, 20));

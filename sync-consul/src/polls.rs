@@ -49,6 +49,8 @@ pub(crate) enum Subject {
 /// What it is followed for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Why {
+    /// Somebody waits for it to go.
+    Turn,
     /// Somebody waits for a change.
     Wait,
     /// It is held, and nobody else should change it.
@@ -121,13 +123,23 @@ impl Polls {
 
     /// Follows something until the value is dropped. Sessions beyond the limit are not followed.
     pub(crate) fn follow(&self, subject: Subject, why: Why) -> Option<Following> {
+        self.follow_from(Index::default(), subject, why)
+    }
+
+    /// The same for a key that was seen as it stood at `index`, with its next change at first.
+    pub(crate) fn follow_seen(&self, key: String, index: u64) -> Option<Following> {
+        self.follow_from(Index::at(index), Subject::Key(key), Why::Turn)
+    }
+
+    fn follow_from(&self, index: Index, subject: Subject, why: Why) -> Option<Following> {
         let inner = &self.inner;
         let mut table = inner.table();
         if let Some(entry) = table.entries.get_mut(&subject) {
-            if why == Why::Wait && entry.why != why {
-                entry.why = why;
-                if entry.task.is_none() {
-                    // What is held alone was read less often.
+            if why != entry.why {
+                let rarely_read = entry.why == Why::Held && entry.task.is_none();
+                // Told of everything, as the one who needs the most.
+                entry.why = Why::Wait;
+                if rarely_read {
                     entry.states.send_replace(State::Unknown);
                     inner.joined.notify_one();
                 }
@@ -135,7 +147,7 @@ impl Polls {
             return Some(Following::new(entry.states.subscribe()));
         }
         let permits = match why {
-            Why::Wait => &inner.waits,
+            Why::Turn | Why::Wait => &inner.waits,
             Why::Held => &inner.held,
             Why::Session => &inner.sessions,
         };
@@ -150,7 +162,7 @@ impl Polls {
                     subject: subject.clone(),
                     states: states.clone(),
                 };
-                Some(tokio::spawn(poll.run(permit)).abort_handle())
+                Some(tokio::spawn(poll.run(index, permit)).abort_handle())
             }
             Err(_) if why == Why::Session => return None,
             Err(_) => None,
@@ -198,6 +210,17 @@ impl Inner {
         }
         table.entries.remove(subject);
         true
+    }
+
+    /// Forgets what has gone, if all who follow it wait for just that: nobody follows it any more
+    /// once they are told. Whether it was forgotten.
+    fn is_over(&self, subject: &Subject) -> bool {
+        let mut table = self.table();
+        let over = table.entries.get(subject).is_none_or(|entry| entry.why == Why::Turn);
+        if over {
+            table.entries.remove(subject);
+        }
+        over
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -260,9 +283,8 @@ struct Poll {
 }
 
 impl Poll {
-    async fn run(self, _permit: OwnedSemaphorePermit) {
+    async fn run(self, mut index: Index, _permit: OwnedSemaphorePermit) {
         let clock = &*self.environment.clock;
-        let mut index = Index::default();
         loop {
             let armed = clock.now();
             let blocking = index.query(self.environment.jitter(self.wait));
@@ -277,7 +299,13 @@ impl Poll {
             };
             let pause = match answer {
                 Ok((state, told)) => {
+                    let gone = state.is_none();
+                    let over = gone
+                        && self.inner.upgrade().is_none_or(|inner| inner.is_over(&self.subject));
                     self.states.send_replace(State::Is(state.map(Arc::new)));
+                    if over {
+                        return;
+                    }
                     let pause = index.told(told);
                     if blocks { pause.max(PACE) } else { pause }
                 }
@@ -363,6 +391,11 @@ pub(crate) struct Index {
 }
 
 impl Index {
+    /// What stood there was read already, as it was at this index.
+    fn at(index: u64) -> Self {
+        Self { last: Some(index).filter(|index| *index > 0), failures: 0 }
+    }
+
     /// What to ask for, to block for as long as `wait`. Zero is never sent.
     pub(crate) fn query(&self, wait: Duration) -> Option<(String, Duration)> {
         self.last.map(|index| (format!("index={index}&wait={}ms", wait.as_millis()), wait))

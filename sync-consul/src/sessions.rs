@@ -12,6 +12,8 @@ use sync_core::backend::{Loss, Nonce};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::AbortHandle;
 
+use crate::line::Before;
+
 /// All sessions of one backend.
 #[derive(Debug, Default)]
 pub(crate) struct Sessions(Mutex<BTreeMap<Arc<str>, Remembered>>);
@@ -38,7 +40,7 @@ pub(crate) enum Place {
     #[default]
     Unknown,
     /// Behind this ticket.
-    After(String),
+    After(Before),
     First,
 }
 
