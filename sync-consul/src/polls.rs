@@ -160,6 +160,7 @@ impl Polls {
                     environment: inner.environment.clone(),
                     wait: inner.wait,
                     subject: subject.clone(),
+                    why,
                     states: states.clone(),
                 };
                 Some(tokio::spawn(poll.run(index, permit)).abort_handle())
@@ -279,6 +280,8 @@ struct Poll {
     environment: Environment,
     wait: Duration,
     subject: Subject,
+    /// What it was followed for at first.
+    why: Why,
     states: watch::Sender<State>,
 }
 
@@ -324,7 +327,11 @@ impl Poll {
         &self,
         blocking: Option<(String, Duration)>,
     ) -> Result<(Option<Pair>, Option<u64>), StoreError> {
-        let (query, limit) = question("consistent", blocking);
+        let first = blocking.is_none() && self.why == Why::Turn;
+        // What is seen too late at first is seen at once by the read that follows, which blocks only
+        // while all stands as it was seen. A consistent one would wait for the disk if the leader is
+        // just writing its log.
+        let (query, limit) = question(if first { "" } else { "consistent" }, blocking);
         match &self.subject {
             Subject::Key(key) => {
                 let path = format!("/v1/kv/{key}");
