@@ -10,10 +10,11 @@ mod front;
 
 use std::time::{Duration, Instant};
 
-use agent::{agent, applied, config, coordinator, delete, destroy, in_line, operator};
+use agent::{agent, applied, client, config, coordinator, delete, destroy, in_line, operator};
 use front::{Asked, Front, creating};
-use sync_conformance::driver::TTL;
+use sync_conformance::driver::{Driver, TTL, lock};
 use sync_consul::Cause;
+use sync_core::backend::Attempt;
 use tokio::time::{sleep, timeout};
 
 #[tokio::test]
@@ -82,6 +83,39 @@ async fn a_handover_costs_as_many_writes_in_a_long_line_as_in_a_short_one() {
     // The end, the key with the place given back; and whoever comes back takes a place.
     assert!(costs.iter().all(|each| *each <= 4.5), "{costs:?}");
     assert!(costs[2] <= costs[1] * 1.2 && costs[1] <= costs[0] * 1.5, "{costs:?}");
+}
+
+#[tokio::test]
+async fn who_waits_behind_another_asks_for_its_ticket_and_then_for_the_key() {
+    let server = agent(&[]).await;
+    let (a, x, front) = (client(&server).await, client(&server).await, Front::of(&server).await);
+    let y = Driver::on(config(front.url()).backend().await.unwrap(), TTL).await;
+    let [of_a, of_x, of_y] = [lock("a"), lock("a"), lock("a")];
+    let first = a.held(&of_a).await;
+    let places = (x.blocked(&of_x).await, y.blocked(&of_y).await);
+    front.forget();
+    let turns = async {
+        front.polled("/line/").await;
+        a.release(&of_a, &first).await;
+        let Attempt::Held(second) = x.again(&of_x, &places.0).await else { panic!("not held") };
+        front.polled("/.lock").await;
+        x.release(&of_x, &second).await;
+    };
+    let waited = async { tokio::join!(turns, y.backend.wait(&y.session, &of_y, &places.1)) };
+    timeout(Duration::from_secs(5), waited).await.expect("its turn comes");
+    assert!(matches!(y.again(&of_y, &places.1).await, Attempt::Held(_)));
+    let asked: Vec<(&str, bool)> = front
+        .asked()
+        .iter()
+        .map(|asked| match &*asked.path {
+            path if path.contains("/line/") => ("ticket", asked.is_poll()),
+            path if path.contains("/.lock") => ("key", asked.is_poll()),
+            "/v1/txn" => ("transaction", false),
+            path => panic!("and for {path}"),
+        })
+        .collect();
+    let expected = [("ticket", true), ("key", false), ("key", true), ("transaction", false)];
+    assert_eq!(asked, expected);
 }
 
 #[tokio::test]
