@@ -193,7 +193,7 @@ impl Arena {
         // Whoever writes without a look has something to be refused when it goes on.
         let suits = |seat: &Seat| seat.careless || step.mishap != Mishap::Freeze;
         let mut slowed = None;
-        let caught = match step.aim {
+        let mut caught = match step.aim {
             Aim::Anybody => self.pick(step.pick).map(|(seat, child)| (seat, child, None)),
             Aim::Holder => self.catch(suits).await?,
             Aim::SlowHolder => {
@@ -203,6 +203,12 @@ impl Arena {
                 self.catch(|other| std::ptr::eq(other, seat)).await?
             }
         };
+        // One that is too slow gets nothing: whoever holds, then.
+        if let (Some((seat, _)), None) = (&slowed, &caught) {
+            seat.route.heal();
+            slowed = None;
+            caught = self.catch(suits).await?;
+        }
         // If nobody was found (nobody holds, or all have trouble enough) it does not take place.
         if let Some((seat, mut child, since)) = caught {
             self.note(step, child.process().id(), since);
