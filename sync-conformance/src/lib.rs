@@ -23,6 +23,7 @@ pub mod certificates;
 pub mod checker;
 pub mod child;
 pub mod cli;
+pub mod company;
 mod context;
 pub mod driver;
 mod failed;

@@ -9,79 +9,33 @@ mod common;
 mod front;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use agent::{
-    agent, client, config, coordinator, delete, destroy, in_line, key, keys, only, operator,
-};
+use agent::{agent, client, config, coordinator, delete, destroy, key, keys, only, operator};
 use common::Api;
 use front::{Answer, Front, Verdict};
+use sync_conformance::company::{Company, told, waiting_for};
 use sync_conformance::driver::{Driver, TTL, bounded, lock};
 use sync_conformance::logs;
-use sync_conformance::proxy::{Flow, Proxy, Toward};
+use sync_conformance::proxy::Proxy;
 use sync_conformance::{Server, server};
-use sync_consul::{Cause, Changes, Coordinator, Elected, Lock, LockGuard, Node, Options};
-use sync_core::ErrorKind;
+use sync_consul::{Cause, Node, Options};
 use sync_core::backend::{Ended, Held, Renewal};
-use tokio::task::JoinHandle;
+use sync_core::{Backend, ErrorKind};
 use tokio::time::{sleep, timeout};
-use tokio_stream::StreamExt;
 
 const SOON: Duration = Duration::from_secs(5);
 
-/// Somebody who holds a lock and leads, somebody who waits for that lock, and somebody who follows.
-struct Roles {
-    guard: LockGuard,
-    elected: Elected,
-    waiting: JoinHandle<Result<LockGuard, sync_consul::Error>>,
-    changes: Changes,
-    /// So that nobody's session is closed.
-    _coordinators: [Coordinator; 3],
-}
-
-impl Roles {
-    /// The holder is connected to one URL, the others to another.
-    async fn begin(consul: &Api, of: &str, holds: &str, looks: &str, ttl: Duration) -> Self {
-        let holder = coordinator(holds, ttl).await;
-        let (waiter, follower) = (coordinator(looks, ttl).await, coordinator(looks, ttl).await);
-        let guard = holder.lock(of).acquire().await.unwrap();
-        let elected = holder.leader(of).node(Node::new("one")).elect().await.unwrap();
-        let waiting = waiting_for(waiter.lock(of));
-        let mut changes = follower.leader(of).changes().unwrap();
-        told(&mut changes, "one").await;
-        in_line(consul, &format!("lock/{of}"), 1).await;
-        Self { guard, elected, waiting, changes, _coordinators: [holder, waiter, follower] }
-    }
-
-    /// All goes on as if nothing had been, and soon.
-    async fn go_on(mut self) {
-        assert!(self.guard.is_valid(), "{:?}", self.guard.revocation());
-        assert!(self.elected.is_valid(), "{:?}", self.elected.revocation());
-        self.elected.update(Node::new("two")).await.unwrap();
-        told(&mut self.changes, "two").await;
-        self.guard.release().await.unwrap();
-        let next = timeout(Duration::from_secs(2), self.waiting).await.expect("woken");
-        next.unwrap().unwrap().release().await.unwrap();
-        self.elected.resign().await.unwrap();
-    }
-}
-
-fn waiting_for(lock: Lock) -> JoinHandle<Result<LockGuard, sync_consul::Error>> {
-    tokio::spawn(async move { lock.acquire().await })
-}
-
-/// Until the follower has seen this leader.
-async fn told(changes: &mut Changes, id: &str) {
-    let wanted = format!("\"{id}\"");
-    let look = async {
-        loop {
-            let seen = format!("{:?}", changes.next().await.unwrap());
-            if seen.contains(&wanted) {
-                return;
-            }
-        }
+/// The holder is connected to one URL, the others to another.
+async fn company(of: &str, holds: &str, looks: &str, ttl: Duration) -> Company {
+    let options = Options::new().ttl(ttl);
+    let backend = async |url: &str| {
+        let backend = config(url).options(options.clone()).backend().await.unwrap();
+        Arc::new(backend) as Arc<dyn Backend>
     };
-    timeout(SOON, look).await.unwrap_or_else(|_| panic!("never told of {id}"));
+    let backends = [backend(holds).await, backend(looks).await, backend(looks).await];
+    Company::begin(of, &options, backends).await
 }
 
 /// The URL that leads to these addresses.
@@ -99,12 +53,7 @@ async fn connections_that_break_are_made_again_and_what_happened_meanwhile_is_se
     let proxy = proxy(&server).await;
     let url = to(&[proxy.address()]);
     let ttl = Duration::from_secs(3);
-    let roles = Roles::begin(&operator(&server), "a", &url, &url, ttl).await;
-    for _ in 0..4 {
-        proxy.reset();
-        sleep(ttl / 3).await;
-    }
-    roles.go_on().await;
+    company("a", &url, &url, ttl).await.reconnect(&proxy, ttl).await;
 }
 
 #[tokio::test]
@@ -112,29 +61,8 @@ async fn who_was_cut_off_looks_at_the_present() {
     for broken in [true, false] {
         let server = agent(&[]).await;
         let proxy = proxy(&server).await;
-        let mut roles =
-            Roles::begin(&operator(&server), "a", &server.url(), &to(&[proxy.address()]), TTL)
-                .await;
-        if broken {
-            proxy.cut();
-        } else {
-            proxy.set(Toward::Client, Flow::Hold);
-        }
-        roles.elected.update(Node::new("missed")).await.unwrap();
-        roles.elected.update(Node::new("last")).await.unwrap();
-        roles.guard.release().await.unwrap();
-        sleep(Duration::from_millis(700)).await;
-        assert!(!roles.waiting.is_finished(), "it has heard nothing");
-        let healed = Instant::now();
-        if broken {
-            proxy.heal();
-        } else {
-            proxy.let_through();
-        }
-        told(&mut roles.changes, "last").await;
-        let next = timeout(SOON, roles.waiting).await.expect("woken").unwrap().unwrap();
-        assert!(healed.elapsed() < Duration::from_secs(4), "{:?}", healed.elapsed());
-        next.release().await.unwrap();
+        let company = company("a", &server.url(), &to(&[proxy.address()]), TTL).await;
+        company.miss(&proxy, broken, async {}).await;
     }
 }
 
@@ -168,23 +96,10 @@ async fn an_agent_that_falls_silent_or_breaks_is_left_before_the_deadline() {
     let server = agent(&[]).await;
     let ttl = Duration::from_secs(3);
     let survives = async |silent| {
-        let proxies = [proxy(&server).await, proxy(&server).await];
-        let url = to(&[proxies[0].address(), proxies[1].address()]);
-        let kind = if silent { "silent" } else { "broken" };
-        let roles = Roles::begin(&operator(&server), kind, &url, &url, ttl).await;
-        for bad in &proxies {
-            if silent {
-                bad.set(Toward::Client, Flow::Swallow);
-            } else {
-                bad.cut();
-            }
-            sleep(ttl + ttl / 2).await;
-            assert!(roles.guard.is_valid(), "{kind}: {:?}", roles.guard.revocation());
-            bad.heal();
-            sleep(Duration::from_millis(100)).await;
-        }
-        roles.go_on().await;
-        assert!(proxies.iter().all(|proxy| proxy.accepted() > 0));
+        let ways = [proxy(&server).await, proxy(&server).await];
+        let url = to(&[ways[0].address(), ways[1].address()]);
+        let of = if silent { "silent" } else { "broken" };
+        company(of, &url, &url, ttl).await.change_ways(&ways, silent, ttl).await;
     };
     tokio::join!(survives(true), survives(false));
 }
@@ -210,12 +125,8 @@ async fn a_connection_that_fell_silent_is_replaced_where_there_is_only_one_agent
 async fn an_agent_that_is_stopped_for_less_than_the_ttl_costs_nothing() {
     let server = agent(&[]).await;
     let url = server.url();
-    let roles = Roles::begin(&operator(&server), "a", &url, &url, Duration::from_secs(5)).await;
-    server.stop().unwrap();
-    sleep(Duration::from_millis(1500)).await;
-    server.resume().unwrap();
-    sleep(Duration::from_secs(2)).await;
-    roles.go_on().await;
+    let company = company("a", &url, &url, Duration::from_secs(5)).await;
+    company.outlast(&server, Duration::from_millis(1500)).await;
 }
 
 #[tokio::test]
@@ -223,17 +134,7 @@ async fn an_agent_that_is_stopped_for_longer_revokes_in_time_and_serves_the_next
     let server = agent(&[]).await;
     let url = server.url();
     let ttl = Duration::from_secs(3);
-    let roles = Roles::begin(&operator(&server), "a", &url, &url, ttl).await;
-    server.stop().unwrap();
-    let stopped = Instant::now();
-    let revoked = timeout(ttl, roles.guard.revoked()).await.expect("by its deadline");
-    assert_eq!(revoked.cause, Cause::Deadline);
-    assert!(stopped.elapsed() > ttl / 2, "not before it has to be: {:?}", stopped.elapsed());
-    assert!(!roles.elected.is_valid());
-    assert!(!roles.waiting.is_finished());
-    server.resume().unwrap();
-    let next = timeout(ttl * 4, roles.waiting).await.expect("it is free again").unwrap().unwrap();
-    next.release().await.unwrap();
+    company("a", &url, &url, ttl).await.lose(&server, ttl, ttl * 4).await;
 }
 
 /// Sessions outlive a restart; what was not renewed meanwhile gets its whole time again.
@@ -241,14 +142,14 @@ async fn an_agent_that_is_stopped_for_longer_revokes_in_time_and_serves_the_next
 async fn an_agent_that_is_killed_and_comes_back_with_its_data_goes_on_with_those_who_held() {
     let server = agent(&[]).await;
     let url = server.url();
-    let roles = Roles::begin(&operator(&server), "a", &url, &url, Duration::from_secs(20)).await;
+    let company = company("a", &url, &url, Duration::from_secs(20)).await;
     server.restart().await.unwrap();
     sleep(Duration::from_secs(1)).await;
-    assert!(roles.guard.is_valid(), "{:?}", roles.guard.revocation());
-    roles.guard.release().await.unwrap();
-    let next = timeout(3 * SOON, roles.waiting).await.expect("woken").unwrap().unwrap();
+    assert!(company.guard.is_valid(), "{:?}", company.guard.revocation());
+    company.guard.release().await.unwrap();
+    let next = timeout(3 * SOON, company.waiting).await.expect("woken").unwrap().unwrap();
     next.release().await.unwrap();
-    roles.elected.resign().await.unwrap();
+    company.elected.resign().await.unwrap();
 }
 
 /// The agent that is talked to has lost its servers: it answers, though with errors.
@@ -259,14 +160,14 @@ async fn an_agent_without_a_leader_is_an_unreachable_store_and_recovers() {
     let consul = Api::new(&third, None);
     agent::ready(&consul).await;
     let ttl = Duration::from_secs(4);
-    let mut roles = Roles::begin(&consul, "a", &third, &third, ttl).await;
+    let mut company = company("a", &third, &third, ttl).await;
     let killed = Instant::now();
     cluster.members()[0].kill().unwrap();
     cluster.members()[1].kill().unwrap();
     let left = (ttl + Duration::from_secs(2)).saturating_sub(killed.elapsed());
-    let revoked = timeout(left, roles.guard.revoked()).await.expect("by its deadline");
+    let revoked = timeout(left, company.guard.revoked()).await.expect("by its deadline");
     assert_eq!(revoked.cause, Cause::Deadline);
-    assert!(!roles.waiting.is_finished(), "who waits goes on waiting");
+    assert!(!company.waiting.is_finished(), "who waits goes on waiting");
     let within = Options::new().connect_timeout(Duration::from_secs(1));
     let refused = config(&third).options(within).connect().await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unreachable, "{refused}");
@@ -275,11 +176,11 @@ async fn an_agent_without_a_leader_is_an_unreachable_store_and_recovers() {
         member.restart().await.unwrap_or_else(|failed| panic!("{}", failed.to_text()));
     }
     // The sessions' times begin anew with the new leader.
-    let next = timeout(ttl * 6, roles.waiting).await.expect("recovered").unwrap().unwrap();
+    let next = timeout(ttl * 6, company.waiting).await.expect("recovered").unwrap().unwrap();
     next.release().await.unwrap();
-    let campaign = roles._coordinators[1].leader("a").node(Node::new("two"));
+    let campaign = company.coordinators[1].leader("a").node(Node::new("two"));
     let elected = timeout(ttl * 6, campaign.elect()).await.expect("recovered").unwrap();
-    told(&mut roles.changes, "two").await;
+    told(&mut company.changes, "two").await;
     elected.resign().await.unwrap();
 }
 

@@ -4,81 +4,29 @@
 
 mod common;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{Operator, coordinator, counted, proxy, server, servers, to};
+use common::{Operator, coordinator, proxy, server, servers, to};
 use etcd_client::{AlarmAction, AlarmType};
+use sync_conformance::company::{Company, told};
 use sync_conformance::driver::{Driver, TTL, bounded, claim, eventually, lock, name};
-use sync_conformance::fault::Verb;
-use sync_conformance::proxy::{Flow, Toward};
 use sync_core::backend::{Attempt, Ended, Held, Renewal};
-use sync_core::{Cause, ErrorKind, Kind};
-use sync_etcd::{Changes, Config, Coordinator, Elected, Lock, LockGuard, Node, Options};
-use tokio::task::JoinHandle;
+use sync_core::{Backend, Cause, ErrorKind, Kind};
+use sync_etcd::{Config, Node, Options};
 use tokio::time::timeout;
-use tokio_stream::StreamExt;
 
 const SOON: Duration = Duration::from_secs(5);
 
-/// Somebody who holds a lock and leads, somebody who waits for that lock, and somebody who follows.
-struct Roles {
-    guard: LockGuard,
-    elected: Elected,
-    waiting: JoinHandle<Result<LockGuard, sync_etcd::Error>>,
-    changes: Changes,
-    /// So that nobody's session is closed.
-    coordinators: [Coordinator; 3],
-}
-
-impl Roles {
-    /// The holder is connected to one URL, the others to another.
-    async fn begin(holds: &str, looks: &str, ttl: Duration) -> Self {
-        Self::begin_on("a", holds, looks, ttl).await
-    }
-
-    /// The same with a name of its own.
-    async fn begin_on(of: &str, holds: &str, looks: &str, ttl: Duration) -> Self {
-        let holder = coordinator(holds, ttl).await;
-        let (waiter, calls) = counted(Config::new(looks), Options::new().ttl(ttl)).await;
-        let follower = coordinator(looks, ttl).await;
-        let guard = holder.lock(of).acquire().await.unwrap();
-        let elected = holder.leader(of).node(Node::new("one")).elect().await.unwrap();
-        let waiting = waiting_for(waiter.lock(of));
-        let mut changes = follower.leader(of).changes().unwrap();
-        told(&mut changes, "one").await;
-        timeout(SOON, calls.called(Verb::Wait, 1)).await.expect("it stands in line");
-        Self { guard, elected, waiting, changes, coordinators: [holder, waiter, follower] }
-    }
-
-    /// All goes on as if nothing had been, and at once.
-    async fn go_on(mut self) {
-        assert!(self.guard.is_valid(), "{:?}", self.guard.revocation());
-        assert!(self.elected.is_valid(), "{:?}", self.elected.revocation());
-        self.elected.update(Node::new("two")).await.unwrap();
-        told(&mut self.changes, "two").await;
-        self.guard.release().await.unwrap();
-        let next = timeout(Duration::from_secs(1), self.waiting).await.expect("woken");
-        next.unwrap().unwrap().release().await.unwrap();
-        self.elected.resign().await.unwrap();
-    }
-}
-
-fn waiting_for(lock: Lock) -> JoinHandle<Result<LockGuard, sync_etcd::Error>> {
-    tokio::spawn(async move { lock.acquire().await })
-}
-
-/// Until the follower has seen this leader.
-async fn told(changes: &mut Changes, id: &str) {
-    let wanted = format!("\"{id}\"");
-    let look = async {
-        loop {
-            let seen = format!("{:?}", changes.next().await.unwrap());
-            if seen.contains(&wanted) {
-                return;
-            }
-        }
+/// The holder is connected to one URL, the others to another.
+async fn company(of: &str, holds: &str, looks: &str, ttl: Duration) -> Company {
+    let options = Options::new().ttl(ttl);
+    let backend = async |url: &str| {
+        let backend = Config::new(url).options(options.clone()).backend().await.unwrap();
+        Arc::new(backend) as Arc<dyn Backend>
     };
-    timeout(SOON, look).await.unwrap_or_else(|_| panic!("never told of {id}"));
+    let backends = [backend(holds).await, backend(looks).await, backend(looks).await];
+    Company::begin(of, &options, backends).await
 }
 
 #[tokio::test]
@@ -86,14 +34,14 @@ async fn a_compaction_is_survived_while_holding_waiting_and_following() {
     let server = server().await;
     let mut etcd = Operator::of(&server).await;
     let url = server.url();
-    let roles = Roles::begin(&url, &url, TTL).await;
+    let company = company("a", &url, &url, TTL).await;
     for _ in 0..2 {
         for number in 0..20 {
             etcd.put(&format!("other/{number}"), "x").await;
         }
         etcd.compact().await;
     }
-    roles.go_on().await;
+    company.go_on().await;
 }
 
 /// What was missed can no longer be asked for.
@@ -103,31 +51,14 @@ async fn who_was_cut_off_while_the_past_was_compacted_looks_at_the_present() {
         let server = server().await;
         let mut etcd = Operator::of(&server).await;
         let proxy = proxy(&server).await;
-        let mut roles = Roles::begin(&server.url(), &to(&[proxy.address()]), TTL).await;
-        if broken {
-            proxy.cut();
-        } else {
-            proxy.set(Toward::Client, Flow::Hold);
-        }
-        roles.elected.update(Node::new("missed")).await.unwrap();
-        roles.elected.update(Node::new("last")).await.unwrap();
-        roles.guard.release().await.unwrap();
-        for number in 0..20 {
-            etcd.put(&format!("other/{number}"), "x").await;
-        }
-        etcd.compact().await;
-        tokio::time::sleep(Duration::from_millis(700)).await;
-        assert!(!roles.waiting.is_finished(), "it has heard nothing");
-        let healed = Instant::now();
-        if broken {
-            proxy.heal();
-        } else {
-            proxy.let_through();
-        }
-        told(&mut roles.changes, "last").await;
-        let next = timeout(SOON, roles.waiting).await.expect("woken").unwrap().unwrap();
-        assert!(healed.elapsed() < Duration::from_secs(3), "{:?}", healed.elapsed());
-        next.release().await.unwrap();
+        let company = company("a", &server.url(), &to(&[proxy.address()]), TTL).await;
+        let compacts = async {
+            for number in 0..20 {
+                etcd.put(&format!("other/{number}"), "x").await;
+            }
+            etcd.compact().await;
+        };
+        company.miss(&proxy, broken, compacts).await;
     }
 }
 
@@ -137,12 +68,7 @@ async fn streams_that_break_are_made_again_and_what_happened_meanwhile_is_seen()
     let proxy = proxy(&server).await;
     let url = to(&[proxy.address()]);
     let ttl = Duration::from_secs(3);
-    let roles = Roles::begin(&url, &url, ttl).await;
-    for _ in 0..4 {
-        proxy.reset();
-        tokio::time::sleep(ttl / 3).await;
-    }
-    roles.go_on().await;
+    company("a", &url, &url, ttl).await.reconnect(&proxy, ttl).await;
 }
 
 #[tokio::test]
@@ -176,23 +102,10 @@ async fn an_endpoint_that_falls_silent_or_breaks_is_left_before_the_deadline() {
     let server = server().await;
     let ttl = Duration::from_secs(3);
     let survives = async |silent| {
-        let proxies = [proxy(&server).await, proxy(&server).await];
-        let url = to(&[proxies[0].address(), proxies[1].address()]);
-        let kind = if silent { "silent" } else { "broken" };
-        let roles = Roles::begin_on(kind, &url, &url, ttl).await;
-        for bad in &proxies {
-            if silent {
-                bad.set(Toward::Client, Flow::Swallow);
-            } else {
-                bad.cut();
-            }
-            tokio::time::sleep(ttl + ttl / 2).await;
-            assert!(roles.guard.is_valid(), "{kind}: {:?}", roles.guard.revocation());
-            bad.heal();
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        roles.go_on().await;
-        assert!(proxies.iter().all(|proxy| proxy.accepted() > 0));
+        let ways = [proxy(&server).await, proxy(&server).await];
+        let url = to(&[ways[0].address(), ways[1].address()]);
+        let of = if silent { "silent" } else { "broken" };
+        company(of, &url, &url, ttl).await.change_ways(&ways, silent, ttl).await;
     };
     tokio::join!(survives(true), survives(false));
 }
@@ -218,12 +131,8 @@ async fn a_connection_that_fell_silent_is_replaced_where_there_is_only_one_endpo
 async fn a_server_that_is_stopped_for_less_than_the_ttl_costs_nothing() {
     let server = server().await;
     let url = server.url();
-    let roles = Roles::begin(&url, &url, Duration::from_secs(5)).await;
-    server.stop().unwrap();
-    tokio::time::sleep(Duration::from_millis(1500)).await;
-    server.resume().unwrap();
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    roles.go_on().await;
+    let company = company("a", &url, &url, Duration::from_secs(5)).await;
+    company.outlast(&server, Duration::from_millis(1500)).await;
 }
 
 #[tokio::test]
@@ -231,17 +140,7 @@ async fn a_server_that_is_stopped_for_longer_revokes_in_time_and_serves_the_next
     let server = server().await;
     let url = server.url();
     let ttl = Duration::from_secs(3);
-    let roles = Roles::begin(&url, &url, ttl).await;
-    server.stop().unwrap();
-    let stopped = Instant::now();
-    let revoked = timeout(ttl, roles.guard.revoked()).await.expect("by its deadline");
-    assert_eq!(revoked.cause, Cause::Deadline);
-    assert!(stopped.elapsed() > ttl / 2, "not before it has to be: {:?}", stopped.elapsed());
-    assert!(!roles.elected.is_valid());
-    assert!(!roles.waiting.is_finished());
-    server.resume().unwrap();
-    let next = timeout(ttl * 3, roles.waiting).await.expect("it is free again").unwrap().unwrap();
-    next.release().await.unwrap();
+    company("a", &url, &url, ttl).await.lose(&server, ttl, ttl * 3).await;
 }
 
 #[tokio::test]
@@ -251,7 +150,7 @@ async fn a_member_without_leader_is_noticed_and_recovered_from() {
     let ttl = Duration::from_secs(3);
     let backend = Config::new(&third).backend().await.unwrap();
     let driver = Driver::on(backend, Duration::from_secs(60)).await;
-    let mut roles = Roles::begin(&third, &third, ttl).await;
+    let mut company = company("a", &third, &third, ttl).await;
     let (holder, waits) = (claim(Kind::Leader, "y", true), claim(Kind::Leader, "y", true));
     driver.held(&holder).await;
     let place = driver.blocked(&waits).await;
@@ -281,9 +180,9 @@ async fn a_member_without_leader_is_noticed_and_recovered_from() {
     // If this member led, it renews until it notices that nobody follows it.
     let noticing = Duration::from_millis(1500);
     let left = (killed + ttl + noticing).saturating_duration_since(Instant::now());
-    let revoked = timeout(left, roles.guard.revoked()).await.expect("by its deadline");
+    let revoked = timeout(left, company.guard.revoked()).await.expect("by its deadline");
     assert_eq!(revoked.cause, Cause::Deadline);
-    assert!(!roles.waiting.is_finished(), "who waits goes on waiting");
+    assert!(!company.waiting.is_finished(), "who waits goes on waiting");
     let refused = Config::new(&third)
         .options(Options::new().connect_timeout(Duration::from_secs(1)))
         .connect()
@@ -296,11 +195,11 @@ async fn a_member_without_leader_is_noticed_and_recovered_from() {
         member.restart().await.unwrap_or_else(|failed| panic!("{}", failed.to_text()));
     }
     // The leases begin anew with the new leader.
-    let next = timeout(ttl * 3, roles.waiting).await.expect("recovered").unwrap().unwrap();
+    let next = timeout(ttl * 3, company.waiting).await.expect("recovered").unwrap().unwrap();
     next.release().await.unwrap();
-    let campaign = roles.coordinators[1].leader("a").node(Node::new("two"));
+    let campaign = company.coordinators[1].leader("a").node(Node::new("two"));
     let elected = timeout(ttl * 3, campaign.elect()).await.expect("recovered").unwrap();
-    told(&mut roles.changes, "two").await;
+    told(&mut company.changes, "two").await;
     elected.resign().await.unwrap();
     eventually(SOON, async || driver.backend.end(&driver.session, &holder, None, true).await).await;
     eventually(SOON, async || {

@@ -1,0 +1,213 @@
+//! Some who have to do with one name, and what they go through: for a crate's tests of what may go
+//! wrong between a coordinator and its store.
+//!
+//! What must not come about is a panic: these are for tests.
+
+#![allow(clippy::panic, clippy::expect_used, reason = "for tests, which report by panicking")]
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sync_core::{
+    Backend, Cause, Changes, Coordinator, Elected, Error, Lock, LockGuard, Node, Options,
+};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_stream::StreamExt;
+
+use crate::fault::{Faults, Verb};
+use crate::proxy::{Flow, Proxy, Toward};
+use crate::server::Server;
+
+/// For what comes about at once, on a busy machine.
+const SOON: Duration = Duration::from_secs(5);
+
+/// Somebody who holds a lock and leads, somebody who waits for that lock, and somebody who follows
+/// the election of the same name.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// use std::sync::Arc;
+///
+/// use sync_conformance::company::Company;
+/// use sync_core::{Namespace, Options, memory};
+///
+/// let store = memory::Store::new();
+/// let backend = || Arc::new(store.backend(&Namespace::default())) as Arc<dyn sync_core::Backend>;
+/// let company = Company::begin("a", &Options::new(), [backend(), backend(), backend()]).await;
+/// company.go_on().await;
+/// # }
+/// ```
+pub struct Company {
+    /// Holds the lock.
+    pub guard: LockGuard,
+    /// Leads.
+    pub elected: Elected,
+    /// Stands in line for the lock.
+    pub waiting: JoinHandle<Result<LockGuard, Error>>,
+    /// Follows the election.
+    pub changes: Changes,
+    /// Of the holder, of who waits, of who follows.
+    pub coordinators: [Coordinator; 3],
+}
+
+impl Company {
+    /// All have come to where they are, each on a backend of its own.
+    ///
+    /// # Panics
+    /// When somebody does not.
+    pub async fn begin(of: &str, options: &Options, backends: [Arc<dyn Backend>; 3]) -> Self {
+        let calls = Faults::new();
+        let [holder, waiter, follower] = backends;
+        let plain = |backend| Coordinator::new(backend, options).expect("options that fit");
+        let holder = plain(holder);
+        let waiter = calls.coordinator(waiter, options).expect("options that fit");
+        let follower = plain(follower);
+        let guard = holder.lock(of).acquire().await.expect("it is free");
+        let elected = holder.leader(of).node(Node::new("one")).elect().await.expect("it is free");
+        let waiting = waiting_for(waiter.lock(of));
+        let mut changes = follower.leader(of).changes().expect("it can be followed");
+        told(&mut changes, "one").await;
+        timeout(SOON, calls.called(Verb::Wait, 1)).await.expect("it stands in line");
+        Self { guard, elected, waiting, changes, coordinators: [holder, waiter, follower] }
+    }
+
+    /// All goes on as if nothing had been, and soon.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub async fn go_on(mut self) {
+        assert!(self.guard.is_valid(), "{:?}", self.guard.revocation());
+        assert!(self.elected.is_valid(), "{:?}", self.elected.revocation());
+        self.elected.update(Node::new("two")).await.expect("it leads");
+        told(&mut self.changes, "two").await;
+        self.guard.release().await.expect("it holds");
+        served(self.waiting, Duration::from_secs(2)).await;
+        self.elected.resign().await.expect("it leads");
+    }
+
+    /// Its connections break again and again, for longer than a TTL.
+    ///
+    /// # Panics
+    /// When that takes something away.
+    pub async fn reconnect(self, proxy: &Proxy, ttl: Duration) {
+        for _ in 0..4 {
+            proxy.reset();
+            sleep(ttl / 3).await;
+        }
+        self.go_on().await;
+    }
+
+    /// Who waits and who follows are cut off, by connections that break or that fall silent, and miss
+    /// what is done: by the holder, and `meanwhile`.
+    ///
+    /// # Panics
+    /// When one of them does not look at the present as soon as it can.
+    pub async fn miss(mut self, proxy: &Proxy, broken: bool, meanwhile: impl Future<Output = ()>) {
+        match broken {
+            true => proxy.cut(),
+            false => proxy.set(Toward::Client, Flow::Hold),
+        }
+        self.elected.update(Node::new("missed")).await.expect("it leads");
+        self.elected.update(Node::new("last")).await.expect("it leads");
+        self.guard.release().await.expect("it holds");
+        meanwhile.await;
+        sleep(Duration::from_millis(700)).await;
+        assert!(!self.waiting.is_finished(), "it has heard nothing");
+        let healed = Instant::now();
+        match broken {
+            true => proxy.heal(),
+            false => proxy.let_through(),
+        }
+        told(&mut self.changes, "last").await;
+        served(self.waiting, SOON).await;
+        assert!(healed.elapsed() < Duration::from_secs(4), "{:?}", healed.elapsed());
+    }
+
+    /// Of the two ways to the store now one and now the other falls silent or breaks, each for longer
+    /// than the TTL.
+    ///
+    /// # Panics
+    /// When the other is not found in time.
+    pub async fn change_ways(self, ways: &[Proxy; 2], silent: bool, ttl: Duration) {
+        for bad in ways {
+            match silent {
+                true => bad.set(Toward::Client, Flow::Swallow),
+                false => bad.cut(),
+            }
+            sleep(ttl + ttl / 2).await;
+            let revoked = self.guard.revocation();
+            assert!(revoked.is_none(), "silent: {silent}: {revoked:?}");
+            bad.heal();
+            sleep(Duration::from_millis(100)).await;
+        }
+        assert!(ways.iter().all(|way| way.accepted() > 0));
+        self.go_on().await;
+    }
+
+    /// The server is stopped for less than the TTL.
+    ///
+    /// # Panics
+    /// When that takes something away.
+    pub async fn outlast(self, server: &Server, stop: Duration) {
+        server.stop().expect("it runs");
+        sleep(stop).await;
+        server.resume().expect("it is stopped");
+        sleep(Duration::from_secs(2)).await;
+        self.go_on().await;
+    }
+
+    /// The server is stopped until the deadline has passed; `within` is how long after that it may
+    /// take until who waits is served.
+    ///
+    /// # Panics
+    /// When the loss is told too late or too early, or nobody is served.
+    pub async fn lose(self, server: &Server, ttl: Duration, within: Duration) {
+        server.stop().expect("it runs");
+        let stopped = Instant::now();
+        let revoked = timeout(ttl, self.guard.revoked()).await.expect("by its deadline");
+        assert_eq!(revoked.cause, Cause::Deadline);
+        assert!(stopped.elapsed() > ttl / 2, "not before it has to be: {:?}", stopped.elapsed());
+        assert!(!self.elected.is_valid());
+        assert!(!self.waiting.is_finished());
+        server.resume().expect("it is stopped");
+        served(self.waiting, within).await;
+    }
+}
+
+impl fmt::Debug for Company {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Company").field("guard", &self.guard).finish_non_exhaustive()
+    }
+}
+
+/// Acquires in the background.
+pub fn waiting_for(lock: Lock) -> JoinHandle<Result<LockGuard, Error>> {
+    tokio::spawn(async move { lock.acquire().await })
+}
+
+/// Until a follower has seen this leader.
+///
+/// # Panics
+/// When it does not soon.
+pub async fn told(changes: &mut Changes, id: &str) {
+    let look = async {
+        loop {
+            match changes.next().await {
+                Some(Some(holder)) if holder.node.id == id => return,
+                Some(_) => {}
+                None => panic!("nothing more is told"),
+            }
+        }
+    };
+    timeout(SOON, look).await.unwrap_or_else(|_| panic!("never told of {id}"));
+}
+
+/// It is granted, within this time, and given back.
+async fn served(waiting: JoinHandle<Result<LockGuard, Error>>, within: Duration) {
+    let served = timeout(within, waiting).await.expect("it is served in time");
+    let guard = served.expect("no panic").expect("it is granted");
+    guard.release().await.expect("it holds");
+}
