@@ -16,10 +16,10 @@ use agent::{config, keys};
 use common::rules;
 use front::Front;
 use guarded::{Guarded, OTHER, SECRET, SOON, TOKEN, UNKNOWN, denied, documented, shown, within};
-use sync_conformance::driver::{Driver, TTL, bounded, claim, lock, name, record};
+use sync_conformance::driver::{Driver, TTL, bounded, claim, lock, name, run_through};
 use sync_conformance::logs;
 use sync_consul::{Cause, Config, Node, Options};
-use sync_core::backend::{Claim, Held, Renewal, Updated};
+use sync_core::backend::{Held, Renewal};
 use sync_core::{ErrorKind, Kind};
 use tokio::time::{sleep, timeout};
 use tokio_stream::StreamExt;
@@ -32,28 +32,12 @@ async fn the_documented_permissions_are_enough_for_everything() {
     let a = Driver::on(config().backend().await.unwrap(), TTL).await;
     let b = Driver::on(config().backend().await.unwrap(), TTL).await;
     let mut losses = b.backend.losses(&b.session);
-    let (first, second) = (claim(Kind::Leader, "a", true), claim(Kind::Leader, "a", true));
-    let grant = a.held(&first).await;
-    let place = b.blocked(&second).await;
-    b.blocked(&claim(Kind::Leader, "a", false)).await;
-    let seen = b.backend.holder(Kind::Leader, &name("a")).await.unwrap();
-    let new = record("new", first.nonce).into();
-    let renamed = Claim::new(Kind::Leader, name("a"), first.nonce, new, true);
-    let of = name("a");
-    let (watched, updated) = tokio::join!(
-        b.backend.watch(Kind::Leader, &of, &seen.version),
-        a.backend.update(&a.session, &renamed, &grant),
-    );
-    watched.unwrap();
-    assert!(matches!(updated.unwrap(), Updated::Done(_)));
-    let held = [Held { claim: first.clone().into(), grant }];
-    assert!(matches!(a.backend.renew(&a.session, &held).await.unwrap(), Renewal::Alive { .. }));
-    a.abandon(&first).await;
-    bounded(b.backend.wait(&b.session, &second, &place)).await.expect("woken");
-    let grant = b.acquire(&second).await;
+    run_through(&a, &b, async || {}).await;
+    let held = lock("b");
+    let grant = b.held(&held).await;
     // Longer than it takes to watch what is held, and to look again at what has ended.
     assert!(timeout(Duration::from_millis(1500), losses.next()).await.is_err());
-    b.release(&second, &grant).await;
+    b.release(&held, &grant).await;
     a.held(&lock("a")).await;
     b.blocked(&lock("a")).await;
     a.backend.close(&a.session).await.unwrap();
