@@ -59,10 +59,18 @@ async fn queued(ctx: &Context) -> Result<Child, Failed> {
 
 /// A task that stands in line for the lock `x` when this returns.
 async fn queue_up(ctx: &Context, options: &Options) -> Result<Acquiring, Failed> {
+    Ok(queue_up_beside(ctx, options).await?.0)
+}
+
+/// The same, and its coordinator: whoever acquires by that comes after it in any case.
+async fn queue_up_beside(
+    ctx: &Context,
+    options: &Options,
+) -> Result<(Acquiring, Coordinator), Failed> {
     let (sync, faults) = ctx.faulty_with(options.clone()).await?;
     let waiting = acquiring(&sync);
     soon(ctx, "it stands in line", faults.called(Verb::Wait, 1)).await?;
-    Ok(waiting)
+    Ok((waiting, sync))
 }
 
 type Acquiring = JoinHandle<Result<LockGuard, sync_core::Error>>;
@@ -323,10 +331,9 @@ async fn a_stopped_server_makes_nobody_wait_beyond_the_limit(ctx: Context) -> Re
 }
 
 async fn a_waiter_outlives_a_stopped_server(ctx: Context) -> Result<(), Failed> {
-    let (holder, sync) =
-        (ctx.coordinator_with(ctx.hasty()?).await?, ctx.coordinator_with(ctx.hasty()?).await?);
+    let holder = ctx.coordinator_with(ctx.hasty()?).await?;
     let guard = holder.lock("x").acquire().await?;
-    let waiting = queue_up(&ctx, &ctx.hasty()?).await?;
+    let (waiting, sync) = queue_up_beside(&ctx, &ctx.hasty()?).await?;
     ctx.server().stop()?;
     let lost = soon(&ctx, "the holder is told", guard.revoked()).await;
     let newcomer = acquiring(&sync);
