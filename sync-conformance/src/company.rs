@@ -6,12 +6,14 @@
 #![allow(clippy::panic, clippy::expect_used, reason = "for tests, which report by panicking")]
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sync_core::{
     Backend, Cause, Changes, Coordinator, Elected, Error, Lock, LockGuard, Node, Options,
 };
+use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::StreamExt;
@@ -180,6 +182,80 @@ impl Company {
 impl fmt::Debug for Company {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Company").field("guard", &self.guard).finish_non_exhaustive()
+    }
+}
+
+/// A number in a file, which several count up that have nothing else in common. Without mutual
+/// exclusion some of it is lost.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let counter = sync_conformance::company::Counter::new();
+/// counter.add_one().await;
+/// assert_eq!(counter.value(), 1);
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Counter {
+    /// Holds the file until the end.
+    _dir: TempDir,
+    path: PathBuf,
+}
+
+impl Counter {
+    /// It stands at zero.
+    ///
+    /// # Panics
+    /// When there is no place for a file.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "it makes a file")]
+    pub fn new() -> Self {
+        let dir = TempDir::new().expect("a folder");
+        let counter = Self { path: dir.path().join("counter"), _dir: dir };
+        counter.set(0);
+        counter
+    }
+
+    /// A command for `sh` that adds one.
+    #[must_use]
+    pub fn script(&self) -> String {
+        let at = self.path.display();
+        format!("read n <{at}; sleep 0.01; echo $((n + 1)) >{at}")
+    }
+
+    /// Adds one, not at once.
+    pub async fn add_one(&self) {
+        let before = self.value();
+        sleep(Duration::from_millis(10)).await;
+        self.set(before + 1);
+    }
+
+    /// Acquires, adds one and releases, as often, with a pause after each.
+    ///
+    /// # Panics
+    /// When a lock cannot be had, or not be given back.
+    pub async fn count_up(&self, lock: &Lock, times: u64, pause: Duration) {
+        for _ in 0..times {
+            let guard = lock.acquire().await.expect("it is granted");
+            self.add_one().await;
+            guard.release().await.expect("it holds");
+            sleep(pause).await;
+        }
+    }
+
+    /// Where it stands.
+    ///
+    /// # Panics
+    /// When that is no number.
+    #[must_use]
+    pub fn value(&self) -> u64 {
+        let text = std::fs::read_to_string(&self.path).expect("a file");
+        text.trim().parse().expect("a number")
+    }
+
+    fn set(&self, value: u64) {
+        std::fs::write(&self.path, format!("{value}\n")).expect("a file");
     }
 }
 

@@ -9,13 +9,14 @@ mod common;
 #[path = "common/front.rs"]
 mod front;
 
-use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agent::{PATIENCE, agent, applied, coordinator, destroy, in_line, keys, only, operator};
 use common::{Api, Pair};
 use front::Front;
 use sync_conformance::Server;
+use sync_conformance::company::Counter;
 use sync_conformance::driver::{TTL, eventually};
 use sync_consul::{Coordinator, Elected, Hold, LockGuard, Node};
 use sync_core::Kind;
@@ -267,35 +268,25 @@ async fn one_that_dies_is_followed_after_its_lock_delay_without_asking_all_the_t
 async fn together_they_lose_no_update() {
     const EACH: u64 = 6;
     let (server, api) = healthy().await;
-    let sync = coordinator(&server.url(), TTL).await;
-    let lock = sync.lock("a");
-    let dir = tempfile::tempdir().unwrap();
-    let counter = dir.path().join("counter");
-    std::fs::write(&counter, "0").unwrap();
-    async fn count(counter: &Path) {
-        let read: u64 = std::fs::read_to_string(counter).unwrap().parse().unwrap();
-        sleep(Duration::from_millis(10)).await;
-        std::fs::write(counter, (read + 1).to_string()).unwrap();
-    }
+    let lock = coordinator(&server.url(), TTL).await.lock("a");
+    let counter = Arc::new(Counter::new());
     let theirs = tokio::spawn({
-        let (api, counter) = (api.clone(), counter.clone());
+        let counter = Arc::clone(&counter);
         async move {
             for _ in 0..EACH {
                 let held = GoLock::lock(&api, key(Kind::Lock), "").await;
-                count(&counter).await;
+                counter.add_one().await;
                 held.unlock().await;
             }
         }
     });
     let mut ours = 0;
     while !theirs.is_finished() {
-        let guard = timeout(PATIENCE, lock.acquire()).await.expect("its turn").unwrap();
-        count(&counter).await;
-        guard.release().await.unwrap();
-        sleep(Duration::from_millis(50)).await;
+        let turn = counter.count_up(&lock, 1, Duration::from_millis(50));
+        timeout(PATIENCE, turn).await.expect("its turn");
         ours += 1;
     }
     theirs.await.unwrap();
-    assert_eq!(std::fs::read_to_string(&counter).unwrap(), (EACH + ours).to_string());
+    assert_eq!(counter.value(), EACH + ours);
     assert!(ours > EACH, "{ours}");
 }

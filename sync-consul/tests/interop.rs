@@ -8,13 +8,13 @@ mod common;
 #[path = "common/tools.rs"]
 mod tools;
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use agent::{LOCK_FLAGS, PATIENCE, applied, coordinator, destroy, in_line, sessions};
 use sync_conformance::cli::example::{self, Example};
+use sync_conformance::company::Counter;
 use sync_conformance::driver::eventually;
-use sync_consul::{Cause, ErrorKind, Node};
+use sync_consul::{Cause, ErrorKind, Lock, LockGuard, Node};
 use tokio::time::{sleep, timeout};
 use tools::{Consul, RETRY, SOON, THEIR_DELAY, TTL, acquire, holds, interrupt};
 
@@ -48,15 +48,21 @@ async fn we_wait_for_consul_lock_and_follow_it() {
     consul.nothing_is_left().await;
 }
 
+/// We hold, and a `consul lock` of the same key waits for us.
+async fn hold_while_it_waits(consul: &Consul, lock: &Lock) -> (LockGuard, Example, String) {
+    let key = lock.key().unwrap();
+    let guard = lock.acquire().await.unwrap();
+    let ctl = consul.lock(&key, &[]);
+    consul.until_sessions(2).await;
+    (guard, ctl, key)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn consul_lock_waits_for_us_and_follows_us() {
     let consul = Consul::start().await;
     let sync = consul.coordinator("us").await;
     let lock = sync.lock("a");
-    let key = lock.key().unwrap();
-    let guard = lock.acquire().await.unwrap();
-    let ctl = consul.lock(&key, &[]);
-    consul.until_sessions(2).await;
+    let (guard, ctl, key) = hold_while_it_waits(&consul, &lock).await;
     sleep(2 * TTL + Duration::from_millis(500)).await;
     assert!(guard.is_valid());
     assert!(!holds(&ctl), "held past its TTL by renewal: {}", ctl.printed());
@@ -124,10 +130,7 @@ async fn our_session_that_an_operator_destroys_is_followed_by_consul_lock() {
     let consul = Consul::start().await;
     let sync = consul.coordinator("us").await;
     let lock = sync.lock("a");
-    let key = lock.key().unwrap();
-    let guard = lock.acquire().await.unwrap();
-    let ctl = consul.lock(&key, &[]);
-    consul.until_sessions(2).await;
+    let (guard, ctl, key) = hold_while_it_waits(&consul, &lock).await;
     let session = consul.at(&key).await.unwrap().session;
     let destroyed = Instant::now();
     destroy(&consul.api, &session).await;
@@ -145,21 +148,11 @@ async fn our_session_that_an_operator_destroys_is_followed_by_consul_lock() {
 #[tokio::test(flavor = "multi_thread")]
 async fn together_they_lose_no_update() {
     const TIMES: u64 = 20;
-    let consul = Consul::start().await;
-    let sync = consul.coordinator("us").await;
-    let lock = sync.lock("a");
+    let (consul, counter) = (Consul::start().await, Counter::new());
+    let lock = consul.coordinator("us").await.lock("a");
     let key = lock.key().unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let counter = dir.path().join("counter");
-    std::fs::write(&counter, "0\n").unwrap();
-    let count = |counter: &Path| -> u64 {
-        std::fs::read_to_string(counter).unwrap().trim().parse().unwrap()
-    };
-
     let theirs = async {
-        let at = counter.display();
-        let script = format!("read n <{at}; sleep 0.01; echo $((n + 1)) >{at}");
-        let prefix = key.strip_suffix("/.lock").unwrap();
+        let (prefix, script) = (key.strip_suffix("/.lock").unwrap(), counter.script());
         let command = ["lock", "-child-exit-code", prefix, &script];
         for _ in 0..TIMES / 2 {
             for ctl in [consul.ctl(&command), consul.ctl(&command)] {
@@ -167,18 +160,8 @@ async fn together_they_lose_no_update() {
             }
         }
     };
-    let ours = async {
-        for _ in 0..2 * TIMES {
-            let guard = lock.acquire().await.unwrap();
-            let before = count(&counter);
-            sleep(Duration::from_millis(10)).await;
-            std::fs::write(&counter, format!("{}\n", before + 1)).unwrap();
-            guard.release().await.unwrap();
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::join!(theirs, ours);
-    assert_eq!(count(&counter), 3 * TIMES);
+    tokio::join!(theirs, counter.count_up(&lock, 2 * TIMES, Duration::from_millis(5)));
+    assert_eq!(counter.value(), 3 * TIMES);
 }
 
 /// `consul lock -n` keeps a list of holders at our key, without a session.

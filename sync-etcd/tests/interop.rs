@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use etcd_client::{Client, GetOptions, SortOrder, SortTarget};
 use rustix::process::Signal;
 use sync_conformance::cli::example::{self, Example};
+use sync_conformance::company::Counter;
 use sync_conformance::{Server, server};
 use sync_etcd::{Cause, Config, Coordinator, LockGuard, Node, Options};
 use tokio::task::JoinHandle;
@@ -299,37 +300,19 @@ async fn a_line_of_both_is_served_in_order() {
 #[tokio::test(flavor = "multi_thread")]
 async fn together_they_lose_no_update() {
     const TIMES: u64 = 40;
-    let etcd = Etcd::start().await;
-    let sync = etcd.coordinator("us").await;
-    let lock = sync.lock("a");
-    let key = lock.key().unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let counter = dir.path().join("counter");
-    std::fs::write(&counter, "0\n").unwrap();
-    let count = |counter: &Path| -> u64 {
-        std::fs::read_to_string(counter).unwrap().trim().parse().unwrap()
-    };
-
+    let (etcd, counter) = (Etcd::start().await, Counter::new());
+    let lock = etcd.coordinator("us").await.lock("a");
+    let (key, script) = (lock.key().unwrap(), counter.script());
     let theirs = async {
-        let script = "read n <$0; sleep 0.01; echo $((n + 1)) >$0";
-        let command = ["lock", &key, "--", "sh", "-c", script, counter.to_str().unwrap()];
+        let command = ["lock", &key, "--", "sh", "-c", &script];
         for _ in 0..TIMES / 2 {
             for ctl in [etcd.ctl(&command), etcd.ctl(&command)] {
                 assert_eq!(ctl.exit(PATIENCE).await.unwrap(), 0, "{}", ctl.said());
             }
         }
     };
-    let ours = async {
-        for _ in 0..TIMES {
-            let guard = lock.acquire().await.unwrap();
-            let before = count(&counter);
-            sleep(Duration::from_millis(10)).await;
-            std::fs::write(&counter, format!("{}\n", before + 1)).unwrap();
-            guard.release().await.unwrap();
-        }
-    };
-    tokio::join!(theirs, ours);
-    assert_eq!(count(&counter), 2 * TIMES);
+    tokio::join!(theirs, counter.count_up(&lock, TIMES, Duration::ZERO));
+    assert_eq!(counter.value(), 2 * TIMES);
 }
 
 #[tokio::test(flavor = "multi_thread")]
