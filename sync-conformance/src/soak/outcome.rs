@@ -38,7 +38,7 @@ impl Outcome {
     /// What is wrong with the store, the crates, or the run; nothing if all is well.
     pub(super) fn wrong(&self) -> Vec<String> {
         let mut wrong: Vec<String> = self.failed.iter().cloned().collect();
-        let Settings { length, ttl, targets, relaxed, .. } = self.settings;
+        let Settings { length, ttl, kept, targets, relaxed, .. } = self.settings;
         if !self.report.is_clean() && !relaxed {
             wrong.push(format!("{} violations", self.report.violations.len()));
         }
@@ -49,7 +49,10 @@ impl Outcome {
             wrong.push(format!("left behind: {}", self.left.join(", ")));
         }
         // What proves nothing is not a success.
-        let terms = usize::try_from(length.as_millis() / ttl.as_millis().max(1)).unwrap_or(0);
+        let times = |time: Duration| {
+            usize::try_from(length.as_millis() / time.as_millis().max(1)).unwrap_or(0)
+        };
+        let terms = times(ttl);
         let mut at_least = |count: usize, least: usize, what: &str| {
             if count < least {
                 wrong.push(format!("{what}: {count}, which is too few to mean anything ({least})"));
@@ -58,7 +61,7 @@ impl Outcome {
         at_least(self.report.grants, terms * 4, "grants");
         at_least(self.report.handovers, terms * 2, "handovers");
         if targets.clients || targets.network {
-            at_least(self.done.values().sum(), terms.div_ceil(2), "faults");
+            at_least(self.done.values().sum(), times(kept).div_ceil(2), "faults");
         }
         if targets.clients {
             let refused = usize::try_from(self.register.refused).unwrap_or(usize::MAX);
