@@ -408,6 +408,11 @@ impl Index {
         self.last.map(|index| (format!("index={index}&wait={}ms", wait.as_millis()), wait))
     }
 
+    /// Whether an answer with this index says that all stands as it was last told.
+    pub(crate) fn is_still(&self, told: Option<u64>) -> bool {
+        self.last.is_some() && self.last == told
+    }
+
     /// An answer's index. How long to wait before the next question at the least.
     pub(crate) fn told(&mut self, told: Option<u64>) -> Duration {
         self.failures = 0;
@@ -447,8 +452,10 @@ mod tests {
         let query = |index: &Index| index.query(wait).map(|(query, _)| query);
         let mut index = Index::default();
         assert_eq!(query(&index), None, "zero is never sent");
+        assert!(!index.is_still(None) && !index.is_still(Some(0)), "nothing was told so far");
         assert_eq!(index.told(Some(7)), Duration::ZERO);
         assert_eq!(query(&index).unwrap(), "index=7&wait=1500ms");
+        assert!(index.is_still(Some(7)) && !index.is_still(Some(8)) && !index.is_still(None));
         assert_eq!(index.told(Some(7)), Duration::ZERO, "the time to wait is over");
         assert_eq!(index.told(Some(9)), Duration::ZERO);
         assert_eq!(index.told(Some(8)), PACE, "backwards");

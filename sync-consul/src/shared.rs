@@ -18,6 +18,9 @@ const PACE: Duration = Duration::from_millis(250);
 /// The keys that are held are read no more often.
 const HELD_PACE: Duration = Duration::from_secs(2);
 
+/// How long nothing is read while the poll tells of no change.
+const UNCHANGED: Duration = Duration::from_secs(60);
+
 /// How long to wait before what could not be read is read again.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -56,6 +59,7 @@ impl Shared {
         let mut asking: Option<Asking> = None;
         let mut not_before = clock.now();
         let (mut stale, mut held_at) = (false, clock.now());
+        let mut changed_at = clock.now();
         let (mut due, mut again) = (Due::default(), None);
         loop {
             // Not kept: the backend may go meanwhile, which ends this task.
@@ -77,13 +81,16 @@ impl Shared {
                 biased;
                 told = question => {
                     asking = None;
+                    let changed = !matches!(&told, Ok(told) if index.is_still(*told));
                     let pause = match told {
                         Ok(told) => index.told(told),
                         Err(_) => index.failed(),
                     };
                     not_before = clock.now() + self.environment.jitter(pause.max(PACE));
-                    due.waits = true;
-                    stale = true;
+                    if changed || clock.now() >= changed_at + UNCHANGED {
+                        changed_at = clock.now();
+                        (due.waits, stale) = (true, true);
+                    }
                 }
                 () = joined.notified() => {}
                 () = clock.sleep_until(held_at), if stale => {}
