@@ -18,9 +18,9 @@ use crate::error;
 use crate::mutant;
 use crate::token::Credentials;
 
-/// How many requests are under way at once, besides renewals and long polls: as many as those may be,
-/// which an agent's 200 connections leave room for.
-const AT_ONCE: usize = 64;
+/// How many requests are under way at once, besides renewals and long polls. With the 64 of those, two
+/// processes beside each other find room among an agent's 200 connections.
+const AT_ONCE: usize = 32;
 
 /// As much of a refusal as is read.
 const LONGEST_REFUSAL: usize = 16 * 1024;
