@@ -367,7 +367,7 @@ impl Config {
     fn recipe(&self, tls: bool, socket: Option<PathBuf>) -> Result<Recipe, Error> {
         let tls = if tls { self.tls.prepare()? } else { Prepared::for_plain_text()? };
         let within = self.options.within();
-        let recipe = move || {
+        let recipe = move |spare| {
             let client = Client::builder()
                 .no_proxy()
                 .redirect(redirect::Policy::none())
@@ -377,7 +377,8 @@ impl Config {
                 .tcp_nodelay(true)
                 .tcp_keepalive(Duration::from_secs(15))
                 .connect_timeout(within)
-                .pool_idle_timeout(IDLE);
+                .pool_idle_timeout(IDLE)
+                .pool_max_idle_per_host(spare);
             #[cfg(unix)]
             let client = match &socket {
                 Some(path) => client.unix_socket(path.clone()),
@@ -386,7 +387,7 @@ impl Config {
             let client = tls.apply(client);
             client.build().map_err(error::unconnected)
         };
-        recipe().map_err(|error: StoreError| invalid(error.to_string()))?;
+        recipe(0).map_err(|error: StoreError| invalid(error.to_string()))?;
         Ok(Arc::new(recipe))
     }
 }

@@ -36,8 +36,13 @@ pub(crate) enum Lane {
     Polls,
 }
 
-/// Makes the clients of the HTTP library, each time alike.
-pub(crate) type Recipe = Arc<dyn Fn() -> Result<Client, StoreError> + Send + Sync>;
+/// So many connections are kept that nobody uses: the library may make more than it needs, of which an
+/// agent has not as many as one likes.
+const SPARE: usize = 16;
+const SPARE_FOR_RENEWALS: usize = 4;
+
+/// Makes the clients of the HTTP library, alike but for how many connections they keep unused.
+pub(crate) type Recipe = Arc<dyn Fn(usize) -> Result<Client, StoreError> + Send + Sync>;
 
 /// The agents, and how they are talked to.
 pub(crate) struct Agents {
@@ -69,9 +74,9 @@ impl Dial for Agents {
         let base = self.bases.get(turn).ok_or_else(|| StoreError::unsent("there is no agent"))?;
         let agent = Agent {
             base: Arc::clone(base),
-            plain: (self.recipe)()?,
-            renewals: (self.recipe)()?,
-            polls: (self.recipe)()?,
+            plain: (self.recipe)(SPARE)?,
+            renewals: (self.recipe)(SPARE_FOR_RENEWALS)?,
+            polls: (self.recipe)(SPARE)?,
         };
         // Answered without any permission. On the connection that renewals will need.
         let request = agent.renewals.get(format!("{base}/v1/status/leader"));
