@@ -297,7 +297,18 @@ impl Config {
         let Self { settings, least_ttl, .. } = self;
         let longest = if settings.strict { LONGEST_LOCK_DELAY } else { LONGEST_TTL };
         let profile = Profile::new("consul", &endpoint, Expiry::Session).ttl(least_ttl..=longest);
-        options.check(&profile)?;
+        if least_ttl.is_zero() {
+            return Err(invalid("a least TTL of zero is below what any agent accepts"));
+        }
+        options.check(&profile).map_err(|error| match (error.kind(), settings.strict) {
+            (ErrorKind::Invalid, false) => error.advise(
+                "where the servers' session_ttl_min is lower, say so to Config::least_ttl",
+            ),
+            (ErrorKind::Invalid, true) => error.advise(
+                "Config::least_ttl sets the shortest; Config::strict_lock_delay allows 60 s at most",
+            ),
+            _ => error,
+        })?;
         if settings.lock_delay > LONGEST_LOCK_DELAY {
             let delay = settings.lock_delay;
             return Err(invalid(format!(
@@ -404,15 +415,21 @@ struct Place {
 
 /// Reads a URL. What is wrong with it is said without repeating it: it may hold a password.
 fn parse(url: &str) -> Result<Place, Error> {
-    let mut parsed = Url::parse(url).map_err(|error| invalid(error.to_string()))?;
-    if !matches!(parsed.scheme(), "http" | "https") {
-        return Err(invalid("it begins neither with http:// nor with https://"));
+    let refused = |why: &str| {
+        let secret = |c| matches!(c, '@' | '?' | '#');
+        let shown = if url.contains(secret) { String::new() } else { format!(" {url:?}") };
+        invalid(format!("the URL{shown} cannot be used: {why}"))
+            .advise("write http://127.0.0.1:8500, https://… or unix:///path; commas join several")
+    };
+    if !url.starts_with("http://") && !url.starts_with("https://") {
+        return Err(refused("it begins with none of http://, https:// and unix://"));
     }
+    let mut parsed = Url::parse(url).map_err(|error| refused(&error.to_string()))?;
     if parsed.query().is_some() || parsed.fragment().is_some() {
-        return Err(invalid("it holds a query or a fragment"));
+        return Err(refused("it holds a query or a fragment"));
     }
     let (Some(host), Some(port)) = (parsed.host_str(), parsed.port_or_known_default()) else {
-        return Err(invalid("it names no host"));
+        return Err(refused("it names no host"));
     };
     let endpoint = format!("{host}:{port}");
     let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();

@@ -21,10 +21,15 @@ pub(crate) fn is_unknown_token(status: u16, text: &str) -> bool {
 pub(crate) const NOT_REGISTERED: &str = "the agent has not registered itself yet";
 pub(crate) const NO_LEADER: &str = "the agent knows no leader";
 
-/// Whether an agent that has just started may say so.
+/// Of an answer that says that something failed on the way to the servers or there.
+const FAILED: &str = "the agent failed";
+
+/// Whether an agent that has just started may say so, or one whose servers elect a leader.
 pub(crate) fn is_beginners(error: &StoreError) -> bool {
     let text = error.to_string();
-    is_unknown_token(403, &text) || [NOT_REGISTERED, NO_LEADER].contains(&&*text)
+    is_unknown_token(403, &text)
+        || text.starts_with(FAILED)
+        || [NOT_REGISTERED, NO_LEADER].contains(&&*text)
 }
 
 /// An answer with a status that nobody had a use for.
@@ -33,7 +38,13 @@ pub(crate) fn is_beginners(error: &StoreError) -> bool {
 /// request was written to the log ("leadership lost while committing log").
 pub(crate) fn answered(status: u16, text: &str) -> StoreError {
     let text = text.trim();
-    let said = if text.is_empty() { format!("status {status}") } else { text.to_owned() };
+    // A page of some other program says no more than its first line.
+    let line = text.lines().next().unwrap_or_default();
+    let said = if line.is_empty() || line.starts_with('<') {
+        format!("status {status}")
+    } else {
+        line.to_owned()
+    };
     let refuse = |kind| StoreError::refused(kind, said.clone());
     match status {
         _ if is_unknown_token(status, text) => refuse(ErrorKind::Denied).advise(
@@ -46,7 +57,9 @@ pub(crate) fn answered(status: u16, text: &str) -> StoreError {
         400 if text.contains("HTTP request to an HTTPS server") => {
             StoreError::unsent(said).advise("the agent speaks TLS on this port: use https://")
         }
-        400 | 404 | 409 => refuse(ErrorKind::Unsupported),
+        404 => refuse(ErrorKind::Unsupported)
+            .advise("what answers is no agent's HTTP API: check host, port (8500) and path"),
+        400 | 409 => refuse(ErrorKind::Unsupported),
         // Said before anything was handed on.
         500 if text == "No path to datacenter" => StoreError::unsent(said)
             .advise("check Config::datacenter: the agent knows no server there"),
@@ -54,7 +67,7 @@ pub(crate) fn answered(status: u16, text: &str) -> StoreError {
             StoreError::unknown(format!("a redirection (status {status}) is not followed"))
                 .advise("give the agent's own address")
         }
-        _ => StoreError::unknown(format!("the agent failed (status {status}): {said}")),
+        _ => StoreError::unknown(format!("{FAILED} (status {status}): {said}")),
     }
 }
 
@@ -72,7 +85,8 @@ pub(crate) fn unconnected(error: reqwest::Error) -> StoreError {
     let text = words(error);
     match tls::advice(&text, "http://") {
         Some(advice) => StoreError::unsent(text).advise(advice),
-        None => StoreError::unsent(text),
+        None => StoreError::unsent(text)
+            .advise("is an agent running there? Its HTTP port is 8500 unless set otherwise"),
     }
 }
 

@@ -224,16 +224,17 @@ impl Http {
         if let Some(body) = ask.body {
             request = request.body(body);
         }
+        let sent = self.connector.clock().now();
         let exchange = exchange(request.headers(headers).send(), sink);
         let Some(limit) = ask.limit else {
             let trusted = mutant::on(mutant::SILENCE_TRUSTED);
             let pending = if trusted { link.look() } else { link.request() };
-            return self.over(pending, exchange.await);
+            return self.over(pending, sent, exchange.await);
         };
         let (clock, pending) = (self.connector.clock(), link.look());
         tokio::select! {
             biased;
-            answer = exchange => self.over(pending, answer),
+            answer = exchange => self.over(pending, sent, answer),
             // Others have found out that nobody answers any more.
             () = link.health().broken() => Err(StoreError::unknown("the agent has fallen silent")),
             () = clock.sleep_until(clock.now() + limit) => {
@@ -246,12 +247,13 @@ impl Http {
     fn over(
         &self,
         pending: sync_core::connection::Pending<'_>,
+        sent: Moment,
         answer: Result<Head, reqwest::Error>,
     ) -> Result<Head, StoreError> {
         match answer {
             Ok(head) => {
                 pending.answered();
-                if self.may_know_later(&head) {
+                if self.may_know_later(&head, sent) {
                     return Err(StoreError::unsent(format!("{} just now", head.text.trim())));
                 }
                 Ok(head)
@@ -272,12 +274,14 @@ impl Http {
 
 impl Http {
     /// Whether the token was known a moment ago and is not now.
-    fn may_know_later(&self, head: &Head) -> bool {
+    fn may_know_later(&self, head: &Head, sent: Moment) -> bool {
         let now = self.connector.clock().now();
         let mut token = self.token.lock().unwrap_or_else(PoisonError::into_inner);
         if !error::is_unknown_token(head.status, &head.text) {
-            // A server that fails may not have looked at the token.
-            if head.status < 500 {
+            // A server that fails may not have looked at the token, and a long poll was let in while
+            // it was known still.
+            let earlier = matches!(*token, Known::Until(since) if sent <= since);
+            if head.status < 500 && !earlier {
                 *token = Known::Yes;
             }
             return false;

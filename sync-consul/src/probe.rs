@@ -49,8 +49,8 @@ async fn ask(
     let deletes: Vec<Op<'_>> = probes.iter().map(|key| Op::delete(key)).collect();
     api.done(&deletes).await?;
     let session = api.create_session(&settings.session(least_ttl)).await.map_err(|error| {
-        let advice = "the agent's session_ttl_min says how short a TTL may be: use no shorter one, \
-                      and say it to Config::least_ttl";
+        let advice = "Config::least_ttl is shorter than the agent's session_ttl_min, which the words \
+                      before give (in nanoseconds where they have no unit)";
         if error.to_string().contains("Session TTL") { error.advise(advice) } else { error }
     })?;
     // Nobody need wait for that: whoever may make a session may end it.

@@ -17,6 +17,9 @@ use crate::queue::Turn;
 use crate::revocation::{Cause, Hold, Revocation};
 use crate::session::LiveSession;
 
+/// What becomes of a name whose release the store has not confirmed.
+const RUNS_OUT: &str = "the name is free when the store lets it run out";
+
 /// How long an unacknowledged end is repeated at the least.
 const SHORTEST_CLEAN_UP: Duration = Duration::from_secs(60);
 
@@ -396,7 +399,7 @@ impl Claimed {
             (Some(Ok(_)), Some(error)) => {
                 let reason =
                     format!("the store had not answered before its session ended: {error}");
-                let error = StoreError::unknown(reason).advise("the name is free after its TTL");
+                let error = StoreError::unknown(reason).advise(RUNS_OUT);
                 Err(Error::from_store(what(), error))
             }
             (Some(Ok(Ended::Released)), None) => {
@@ -414,7 +417,7 @@ impl Claimed {
                 let limit = shared.options.release_timeout;
                 let error = trouble.filter(|error| !error.is_transient()).unwrap_or_else(|| {
                     StoreError::unknown(format!("no answer within {limit:?}"))
-                        .advise("it goes on in the background; else the name is free after its TTL")
+                        .advise(format!("it goes on in the background; else {RUNS_OUT}"))
                 });
                 Err(Error::from_store(what(), error))
             }

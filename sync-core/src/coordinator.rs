@@ -141,8 +141,10 @@ impl Coordinator {
             None => format!("not all was confirmed within {limit:?}"),
         };
         let what = format!("shut down on {}", shared.place());
-        Err(Error::new(ErrorKind::Unknown, what, why)
-            .advise("what is left ends with its TTL; a body that still runs holds its lock"))
+        Err(Error::new(ErrorKind::Unknown, what, why).advise(
+            "what is left ends when the store lets it run out; a body of `run` that still runs \
+             holds its lock",
+        ))
     }
 }
 

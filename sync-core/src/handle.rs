@@ -166,10 +166,11 @@ impl Wanting {
     fn used_up(&self, wait: Duration) -> Error {
         let why = match wait {
             Duration::ZERO => "it is held".to_owned(),
-            wait => format!("it was held for the whole wait of {wait:?}"),
+            wait => format!("it could not be had within {wait:?}"),
         };
         Error::new(ErrorKind::Timeout, self.what(self.verb()), why).advise(
-            "its holder, which may be this very process, is what `holder` or `leader` tells",
+            "`holder` or `leader` tells who has it, which may be this very process; where nobody \
+             has, somebody before this one in the line has died, and makes room when the session ends",
         )
     }
 

@@ -113,6 +113,9 @@ impl Namespace {
     /// When it or one of its segments is empty, too long, reserved, or holds a control character.
     pub fn parse(namespace: &str) -> Result<Self, InvalidName> {
         for segment in namespace.split('/') {
+            if segment.is_empty() && !namespace.is_empty() {
+                return Err(InvalidName::EmptySegment);
+            }
             check(segment)?;
             if RESERVED.contains(&segment) {
                 return Err(InvalidName::Reserved(segment.to_owned()));
@@ -167,6 +170,8 @@ impl fmt::Debug for Namespace {
 pub enum InvalidName {
     /// Nothing was given.
     Empty,
+    /// Nothing stands before, after or between slashes of a namespace.
+    EmptySegment,
     /// More than 200 bytes: how many there were.
     TooLong(usize),
     /// A control character, which logs and other tools would mangle.
@@ -179,6 +184,10 @@ impl fmt::Display for InvalidName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             InvalidName::Empty => f.write_str("the name is empty"),
+            InvalidName::EmptySegment => f.write_str(
+                "a segment of the namespace is empty: it may neither begin nor end with a slash, \
+                 nor hold two in a row",
+            ),
             InvalidName::TooLong(bytes) => {
                 write!(f, "the name has {bytes} bytes, at most {LONGEST_NAME} are allowed")
             }

@@ -291,10 +291,14 @@ impl Default for Options {
 pub(crate) fn check_ttl(ttl: Duration, margin: Margin, profile: &Profile) -> Result<(), String> {
     let Profile { shortest_ttl, longest_ttl, store, .. } = profile;
     if ttl < *shortest_ttl {
-        return Err(format!("a TTL of {ttl:?} is below {shortest_ttl:?}, the shortest on {store}"));
+        return Err(format!(
+            "a TTL of {ttl:?} is below {shortest_ttl:?}, the shortest that {store} is set to keep here"
+        ));
     }
     if ttl > *longest_ttl {
-        return Err(format!("a TTL of {ttl:?} is above {longest_ttl:?}, the longest on {store}"));
+        return Err(format!(
+            "a TTL of {ttl:?} is above {longest_ttl:?}, the longest that {store} is set to keep here"
+        ));
     }
     let taken_off = margin.of(ttl);
     if taken_off > ttl / 2 {

@@ -22,7 +22,8 @@ use crate::token::FencingToken;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Cause {
-    /// No renewal was answered in time. Told before the store can grant the name to anyone else.
+    /// No renewal succeeded in time: none was answered, or the store refused them, as a warning in
+    /// the log then says. Told before the store can grant the name to anyone else.
     Deadline,
     /// The store ended the session, or an operator did. Told as soon as it was seen.
     Session,
@@ -68,7 +69,7 @@ pub struct Revocation {
 impl fmt::Display for Revocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.cause {
-            Cause::Deadline => "no renewal was answered before the deadline",
+            Cause::Deadline => "no renewal succeeded before the deadline",
             Cause::Session => "the session was ended from outside",
             Cause::Key => "the key was removed or overwritten from outside",
             Cause::Released => "it was released",
