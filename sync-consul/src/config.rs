@@ -416,10 +416,8 @@ struct Place {
 /// Reads a URL. What is wrong with it is said without repeating it: it may hold a password.
 fn parse(url: &str) -> Result<Place, Error> {
     let refused = |why: &str| {
-        let secret = |c| matches!(c, '@' | '?' | '#');
-        let shown = if url.contains(secret) { String::new() } else { format!(" {url:?}") };
-        invalid(format!("the URL{shown} cannot be used: {why}"))
-            .advise("write http://127.0.0.1:8500, https://… or unix:///path; commas join several")
+        invalid(format!("its URL cannot be read: {why}"))
+            .advise("write http://host:8500, https://… or unix:///path; commas join several")
     };
     if !url.starts_with("http://") && !url.starts_with("https://") {
         return Err(refused("it begins with none of http://, https:// and unix://"));
