@@ -6,10 +6,10 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Operator, counted, documented, received, server, servers, within};
+use common::{Operator, counted, documented, received, server, servers, watched, within};
 use etcd_client::{ConnectOptions, Permission};
 use sync_conformance::Server;
-use sync_conformance::driver::{Driver, TTL, bounded, claim, lock, name, run_through};
+use sync_conformance::driver::{Driver, TTL, bounded, claim, eventually, lock, name, run_through};
 use sync_conformance::fault::{Faults, Verb};
 use sync_conformance::logs;
 use sync_conformance::proxy::Proxy;
@@ -190,12 +190,13 @@ async fn a_watch_that_the_server_cancels_is_told_and_not_asked_for_without_end()
     let watch = b.backend.watch(Kind::Leader, &of, &seen.version);
     let wait = b.backend.wait(&b.session, &second, &place);
     let release = async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        // The follower's, the waiter's, and the holder's own.
+        watched(&server, 3).await;
         a.end(&first).await;
     };
     let all = async { tokio::join!(watch, wait, release) };
-    let (watched, ..) = tokio::time::timeout(SOON, all).await.expect("all is well again");
-    watched.unwrap();
+    let (seen, ..) = tokio::time::timeout(SOON, all).await.expect("all is well again");
+    seen.unwrap();
     b.held(&second).await;
 }
 
@@ -322,6 +323,7 @@ async fn a_changed_password_is_denied_and_put_right_before_the_deadline_costs_no
     let options = Options::new().ttl(Duration::from_secs(4));
     let sync = of_app(server.url()).options(options).connect().await.unwrap();
     let guard = sync.lock("a").acquire().await.unwrap();
+    let first = guard.deadline();
     root.0.user_change_password("app", "other").await.unwrap();
     let error = sync.lock("b").wait(Duration::ZERO).acquire().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
@@ -329,8 +331,12 @@ async fn a_changed_password_is_denied_and_put_right_before_the_deadline_costs_no
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(guard.is_valid(), "{:?}", guard.revocation());
     root.0.user_change_password("app", "sesame").await.unwrap();
-    tokio::time::sleep(Duration::from_millis(2500)).await;
-    assert!(guard.is_valid(), "renewed again: {:?}", guard.revocation());
+    let renewed = async || match guard.deadline() > first {
+        true => Ok(()),
+        false => Err("it is not renewed again"),
+    };
+    eventually(SOON, renewed).await;
+    assert!(guard.is_valid(), "{:?}", guard.revocation());
     guard.release().await.unwrap();
 }
 
@@ -450,17 +456,15 @@ async fn a_client_of_the_users_own_will_do() {
     let client = Operator::with(&server, Some(options)).await.0;
     let config = Config::from_client(client);
     assert!(!format!("{config:?}").contains("sesame"), "{config:?}");
-    let sync = config.connect().await.unwrap();
-    let guard = sync.lock("a").acquire().await.unwrap();
+    let ours = counted(config, Options::new()).await;
+    let guard = ours.0.lock("a").acquire().await.unwrap();
     assert_eq!(root.keys("sync/lock/a/").await.len(), 1);
     let waiting = in_line(&counted(of_app(server.url()), Options::new()).await).await;
     // Its token runs out meanwhile; nothing was said of that when it was made.
     tokio::time::sleep(Duration::from_millis(2500)).await;
     guard.release().await.unwrap();
     let next = tokio::time::timeout(SOON, waiting).await.expect("woken").unwrap().unwrap();
-    let lock = sync.lock("a");
-    let again = tokio::spawn(async move { lock.acquire().await });
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    let again = in_line(&ours).await;
     next.release().await.unwrap();
     let again = tokio::time::timeout(SOON, again).await.expect("woken").unwrap().unwrap();
     again.release().await.unwrap();

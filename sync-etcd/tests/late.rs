@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may")]
 
+mod common;
+
 use std::time::Duration;
 
 use etcd_client::{Client, DeleteOptions, GetOptions, PutOptions};
@@ -117,7 +119,7 @@ async fn many_claims_do_not_besiege_a_server_that_is_away() {
     for number in 0..200 {
         guards.push(sync.lock(format!("{number}")).acquire().await.unwrap());
     }
-    sleep(Duration::from_millis(200)).await;
+    common::watched(&server, 200).await;
     let before = proxy.accepted();
     proxy.cut();
     sleep(Duration::from_secs(2)).await;
@@ -125,7 +127,7 @@ async fn many_claims_do_not_besiege_a_server_that_is_away() {
     assert!(attempts <= 30, "{attempts} attempts to connect");
 
     proxy.heal();
-    sleep(Duration::from_secs(1)).await;
+    common::watched(&server, 200).await;
     etcd.delete("sync/lock/7/", Some(DeleteOptions::new().with_prefix())).await.unwrap();
     let told = timeout(Duration::from_millis(500), guards[7].revoked()).await;
     assert!(told.is_ok(), "all are watched again");

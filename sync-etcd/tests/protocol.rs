@@ -378,7 +378,7 @@ async fn one_renewal_per_interval_however_much_is_held() {
     for number in 0..200 {
         guards.push(sync.lock(format!("n{number}")).acquire().await.unwrap());
     }
-    tokio::time::sleep(Duration::from_millis(500)).await; // the last watches are opened
+    common::watched(&server, 200).await;
     let before = received(&server, "LeaseKeepAlive").await;
     let spent = cost(&server, tokio::time::sleep(Duration::from_secs(4))).await;
     let renewals = received(&server, "LeaseKeepAlive").await - before;

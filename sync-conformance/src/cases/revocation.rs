@@ -344,7 +344,7 @@ async fn a_late_reply_revives_nothing(ctx: Context) -> Result<(), Failed> {
         std::thread::sleep(deadline.since(now()) + Duration::from_millis(20));
         assert!(!looked_at.is_valid());
         faults.release();
-        sleep(Duration::from_millis(100)).await;
+        soon(&ctx, "the answer comes", faults.did(Verb::Renew, 1)).await?;
         for guard in [looked_at, unlooked_at] {
             assert!(!guard.is_valid());
             assert_eq!(told(&ctx, &guard).await?, Cause::Deadline);

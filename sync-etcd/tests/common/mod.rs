@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use etcd_client::{ConnectOptions, GetOptions, KeyValue, Permission};
 use sync_conformance::Server;
-use sync_conformance::driver::{Driver, TTL};
+use sync_conformance::driver::{Driver, TTL, eventually};
 use sync_conformance::fault::Faults;
 use sync_conformance::proxy::Proxy;
 use sync_core::Name;
@@ -145,6 +145,15 @@ pub(crate) fn lease(session: &Session) -> i64 {
 /// How many messages the first member has received, calls and what came on streams, by method.
 pub(crate) async fn received(server: &Server, method: &str) -> u64 {
     metric(server, &format!("grpc_server_msg_received_total{{grpc_method=\"{method}\"")).await
+}
+
+/// Returns when the server has so many watches open.
+pub(crate) async fn watched(server: &Server, count: u64) {
+    let open = async || match metric(server, "etcd_debugging_mvcc_watcher_total").await {
+        open if open >= count => Ok(()),
+        open => Err(format!("{open} watches are open, not {count}")),
+    };
+    eventually(Duration::from_secs(5), open).await;
 }
 
 /// What the first member tells of itself, in the line that begins like this.
