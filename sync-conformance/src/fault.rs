@@ -65,6 +65,9 @@ pub enum Fault {
     Late,
     /// The request is applied, and its answer is under way until [`Faults::release`].
     LateAnswer,
+    /// Something on the way repeats the request: it is applied twice, one right after the other, and
+    /// the caller hears the answer to the first.
+    Twice,
 }
 
 /// The handle by which a [`Faulty`] is told what to do. Clones are the same handle.
@@ -274,11 +277,14 @@ impl Faulty {
         Self { inner, clock, faults: faults.clone() }
     }
 
-    async fn meet<T: Send + 'static>(
+    async fn meet<T: Send + 'static, F>(
         &self,
         verb: Verb,
-        call: impl Future<Output = Result<T, StoreError>> + Send + 'static,
-    ) -> Result<T, StoreError> {
+        call: impl Fn() -> F + Send,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>> + Send + 'static,
+    {
         let answer = self.suffer(verb, call).await;
         if answer.is_ok() {
             self.faults.0.done.send_modify(|done| *done.entry(verb).or_default() += 1);
@@ -287,39 +293,43 @@ impl Faulty {
     }
 
     /// Does with `call` what is planned for `verb`.
-    async fn suffer<T: Send + 'static>(
+    async fn suffer<T: Send + 'static, F>(
         &self,
         verb: Verb,
-        call: impl Future<Output = Result<T, StoreError>> + Send + 'static,
-    ) -> Result<T, StoreError> {
+        call: impl Fn() -> F + Send,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>> + Send + 'static,
+    {
         let (fault, released) = self.faults.meet(verb);
         let lost = || StoreError::unknown(format!("{verb:?} was lost on purpose"));
         match fault {
-            None => call.await,
+            None => call().await,
             Some(Fault::Refuse(kind)) => Err(StoreError::refused(kind, "refused on purpose")),
             Some(Fault::Unsent) => Err(StoreError::unsent("not sent on purpose")),
             Some(Fault::LoseRequest) => Err(lost()),
             Some(Fault::LoseAnswer) => {
-                let _ = call.await;
+                let _ = call().await;
                 Err(lost())
             }
             Some(Fault::Delay(by)) => {
                 self.clock.sleep_until(self.clock.now() + by).await;
-                call.await
+                call().await
             }
             Some(Fault::Slow(by)) => {
                 self.clock.sleep_until(self.clock.now() + by).await;
-                let answer = call.await;
+                let answer = call().await;
                 self.clock.sleep_until(self.clock.now() + by).await;
                 answer
             }
             Some(Fault::Hang) => {
                 released.wait().await;
-                call.await
+                call().await
             }
             Some(Fault::Late) => {
                 self.faults.0.late.send_modify(|late| *late += 1);
                 let control = Arc::clone(&self.faults.0);
+                let call = call();
                 let late = tokio::spawn(async move {
                     released.wait().await;
                     let answer = call.await;
@@ -329,8 +339,13 @@ impl Faulty {
                 late.await.unwrap_or_else(|_| Err(lost()))
             }
             Some(Fault::LateAnswer) => {
-                let answer = call.await;
+                let answer = call().await;
                 released.wait().await;
+                answer
+            }
+            Some(Fault::Twice) => {
+                let answer = call().await;
+                let _ = call().await;
                 answer
             }
         }
@@ -354,19 +369,28 @@ impl Backend for Faulty {
     }
 
     async fn open(&self, ttl: Duration) -> Result<Session, StoreError> {
-        let inner = Arc::clone(&self.inner);
-        self.meet(Verb::Open, async move { inner.open(ttl).await }).await
+        let call = || {
+            let inner = Arc::clone(&self.inner);
+            async move { inner.open(ttl).await }
+        };
+        self.meet(Verb::Open, call).await
     }
 
     async fn close(&self, session: &Session) -> Result<(), StoreError> {
-        let (inner, session) = (Arc::clone(&self.inner), session.clone());
-        self.meet(Verb::Close, async move { inner.close(&session).await }).await
+        let call = || {
+            let (inner, session) = (Arc::clone(&self.inner), session.clone());
+            async move { inner.close(&session).await }
+        };
+        self.meet(Verb::Close, call).await
     }
 
     async fn renew(&self, session: &Session, held: &[Held]) -> Result<Renewal, StoreError> {
-        let (inner, session) = (Arc::clone(&self.inner), session.clone());
-        let held = held.to_vec();
-        self.meet(Verb::Renew, async move { inner.renew(&session, &held).await }).await
+        let call = || {
+            let (inner, session) = (Arc::clone(&self.inner), session.clone());
+            let held = held.to_vec();
+            async move { inner.renew(&session, &held).await }
+        };
+        self.meet(Verb::Renew, call).await
     }
 
     async fn try_claim(
@@ -376,19 +400,22 @@ impl Backend for Faulty {
         ticket: Option<&Ticket>,
         unanswered: bool,
     ) -> Result<Attempt, StoreError> {
-        let (inner, session) = (Arc::clone(&self.inner), session.clone());
-        let (claim, ticket) = (claim.clone(), ticket.cloned());
-        let call =
-            async move { inner.try_claim(&session, &claim, ticket.as_ref(), unanswered).await };
+        let call = || {
+            let (inner, session) = (Arc::clone(&self.inner), session.clone());
+            let (claim, ticket) = (claim.clone(), ticket.cloned());
+            async move { inner.try_claim(&session, &claim, ticket.as_ref(), unanswered).await }
+        };
         self.meet(Verb::TryClaim, call).await
     }
 
     async fn wait(&self, session: &Session, claim: &Claim, ticket: &Ticket) {
-        let (inner, session) = (Arc::clone(&self.inner), session.clone());
-        let (claim, ticket) = (claim.clone(), ticket.clone());
-        let call = async move {
-            inner.wait(&session, &claim, &ticket).await;
-            Ok(())
+        let call = || {
+            let (inner, session) = (Arc::clone(&self.inner), session.clone());
+            let (claim, ticket) = (claim.clone(), ticket.clone());
+            async move {
+                inner.wait(&session, &claim, &ticket).await;
+                Ok(())
+            }
         };
         if self.meet(Verb::Wait, call).await.is_err_and(|e| !e.settled()) {
             std::future::pending::<()>().await;
@@ -401,9 +428,11 @@ impl Backend for Faulty {
         claim: &Claim,
         grant: &Grant,
     ) -> Result<Updated, StoreError> {
-        let (inner, session) = (Arc::clone(&self.inner), session.clone());
-        let (claim, grant) = (claim.clone(), grant.clone());
-        let call = async move { inner.update(&session, &claim, &grant).await };
+        let call = || {
+            let (inner, session) = (Arc::clone(&self.inner), session.clone());
+            let (claim, grant) = (claim.clone(), grant.clone());
+            async move { inner.update(&session, &claim, &grant).await }
+        };
         self.meet(Verb::Update, call).await
     }
 
@@ -414,11 +443,13 @@ impl Backend for Faulty {
         grant: Option<&Grant>,
         unanswered: bool,
     ) -> Result<Ended, StoreError> {
-        let (inner, session) = (Arc::clone(&self.inner), session.clone());
-        let (claim, grant) = (claim.clone(), grant.cloned());
         let abandons = usize::from(unanswered);
         self.faults.0.abandons.fetch_add(abandons, Ordering::AcqRel);
-        let call = async move { inner.end(&session, &claim, grant.as_ref(), unanswered).await };
+        let call = || {
+            let (inner, session) = (Arc::clone(&self.inner), session.clone());
+            let (claim, grant) = (claim.clone(), grant.cloned());
+            async move { inner.end(&session, &claim, grant.as_ref(), unanswered).await }
+        };
         self.meet(Verb::End, call).await
     }
 
@@ -428,13 +459,19 @@ impl Backend for Faulty {
     }
 
     async fn holder(&self, kind: Kind, name: &Name) -> Result<Sighting, StoreError> {
-        let (inner, name) = (Arc::clone(&self.inner), name.clone());
-        self.meet(Verb::Holder, async move { inner.holder(kind, &name).await }).await
+        let call = || {
+            let (inner, name) = (Arc::clone(&self.inner), name.clone());
+            async move { inner.holder(kind, &name).await }
+        };
+        self.meet(Verb::Holder, call).await
     }
 
     async fn watch(&self, kind: Kind, name: &Name, seen: &Version) -> Result<Sighting, StoreError> {
-        let (inner, name, seen) = (Arc::clone(&self.inner), name.clone(), seen.clone());
-        self.meet(Verb::Watch, async move { inner.watch(kind, &name, &seen).await }).await
+        let call = || {
+            let (inner, name, seen) = (Arc::clone(&self.inner), name.clone(), seen.clone());
+            async move { inner.watch(kind, &name, &seen).await }
+        };
+        self.meet(Verb::Watch, call).await
     }
 }
 

@@ -123,6 +123,11 @@ impl Server {
         Ok(())
     }
 
+    /// What a member logged before its end, if nobody here ended it.
+    pub(crate) fn crash(&self) -> Option<String> {
+        self.members.iter().find_map(Member::crash)
+    }
+
     /// Stops every member with SIGSTOP.
     ///
     /// # Errors
@@ -269,10 +274,21 @@ impl Member {
         if timeout(READY_WITHIN, probe).await.unwrap_or(false) {
             return Ok(());
         }
+        Err(format!("{} does not serve:\n{}", self.launch.program(), self.last_words()))?
+    }
+
+    /// What it logged before its end, if nobody here ended it.
+    fn crash(&self) -> Option<String> {
+        let ended = self.slot().as_ref().is_some_and(|process| !process.is_running());
+        let text =
+            || format!("{} has ended by itself:\n{}", self.launch.program(), self.last_words());
+        ended.then(text)
+    }
+
+    fn last_words(&self) -> String {
         let log = std::fs::read_to_string(self.log()).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().rev().take(10).collect();
-        let lines: Vec<&str> = lines.into_iter().rev().collect();
-        Err(format!("{} does not serve:\n{}", self.launch.program(), lines.join("\n")))?
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
     }
 
     fn log(&self) -> PathBuf {

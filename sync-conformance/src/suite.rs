@@ -259,7 +259,11 @@ impl Suite {
                     Err(format!("not done within {:?}", case.limit).into())
                 }
             };
-            verdict(&ctx, outcome, &panics_of(&thread))
+            let verdict = verdict(&ctx, outcome, &panics_of(&thread));
+            verdict.map_err(|failed| match ctx.server().crash() {
+                Some(crash) => failed.and(crash),
+                None => failed,
+            })
         });
         runtime.shutdown_timeout(Duration::from_secs(5));
         drop((alone, beside));

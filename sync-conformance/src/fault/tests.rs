@@ -74,6 +74,18 @@ async fn a_lost_answer_leaves_its_request_applied() {
 }
 
 #[tokio::test]
+async fn a_request_that_comes_twice_is_answered_once() {
+    let world = World::new().await;
+    world.faults.next(Verb::TryClaim, Fault::Twice);
+    let Ok(Attempt::Held(grant)) = world.try_claim().await else { panic!("it is not held") };
+    world.faults.next(Verb::End, Fault::Twice);
+    let ended = world.backend.end(&world.session, &World::claim("a"), Some(&grant), false).await;
+    assert_eq!(ended.unwrap(), Ended::Released);
+    assert!(!world.is_held());
+    assert_eq!((world.faults.calls(Verb::TryClaim), world.faults.calls(Verb::End)), (1, 1));
+}
+
+#[tokio::test]
 async fn a_call_that_hangs_is_taken_back_by_who_drops_it() {
     let world = World::new().await;
     world.faults.always(Verb::TryClaim, Fault::Hang);

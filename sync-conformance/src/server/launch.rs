@@ -246,4 +246,19 @@ mod tests {
         let text = launch.start().await.unwrap_err().to_text();
         assert!(text.contains("out of luck"), "{text}");
     }
+
+    #[tokio::test]
+    async fn a_server_that_ends_by_itself_shows_its_log() {
+        let server = crate::server::redis(&[]).start().await.unwrap();
+        assert_eq!(server.crash(), None);
+        let process = server.members[0].process().unwrap();
+        process.signal(rustix::process::Signal::TERM).unwrap();
+        while process.is_running() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let text = server.crash().unwrap();
+        assert!(text.contains("ended by itself") && text.contains("bye bye"), "{text}");
+        server.kill().unwrap();
+        assert_eq!(server.crash(), None);
+    }
 }
