@@ -51,20 +51,19 @@ impl Driver {
         key: &str,
         token: FencingToken,
     ) {
-        self.sessions.held(&session.id, nonce, |losses| {
-            let (driver, key) = (Arc::downgrade(self), key.to_owned());
-            let watcher = self.watcher(session, losses);
-            let task = tokio::spawn(async move {
-                watcher.pause(SHORT_HOLD).await;
-                // Not kept: the polls end with the backend.
-                let states = driver
-                    .upgrade()
-                    .and_then(|driver| driver.polls.follow(Subject::Key(key.clone()), Why::Held));
-                if let Some(states) = states {
-                    watcher.claim(states, &key, (nonce, token)).await;
-                }
+        let clock = &self.environment.clock;
+        let due = clock.now() + SHORT_HOLD;
+        // Not kept: the polls end with the backend.
+        let (driver, watched) = (Arc::downgrade(self), session.clone());
+        let key = key.to_owned();
+        self.sessions.held(&session.id, nonce, clock, due, move |losses| async move {
+            let watch = driver.upgrade().and_then(|driver| {
+                let states = driver.polls.follow(Subject::Key(key.clone()), Why::Held)?;
+                Some((driver.watcher(&watched, losses), states))
             });
-            Watch::new(task.abort_handle())
+            if let Some((watcher, states)) = watch {
+                watcher.claim(states, &key, (nonce, token)).await;
+            }
         });
     }
 

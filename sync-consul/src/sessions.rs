@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sync_core::backend::{Loss, Nonce};
+use sync_core::watches::Watches;
+use sync_core::{Clock, Moment};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::AbortHandle;
 
@@ -23,6 +25,8 @@ struct Remembered {
     claims: BTreeMap<Nonce, Playing>,
     losses: Option<UnboundedSender<Loss>>,
     watch: Option<Watch>,
+    /// Of the claims' keys.
+    watches: Watches,
 }
 
 #[derive(Debug)]
@@ -31,7 +35,6 @@ struct Playing {
     key: String,
     ticket: String,
     place: Place,
-    watch: Option<Watch>,
 }
 
 /// Where a claim stands in its line.
@@ -85,7 +88,6 @@ impl Sessions {
             key: key.to_owned(),
             ticket: ticket.to_owned(),
             place: Place::Unknown,
-            watch: None,
         });
     }
 
@@ -93,22 +95,26 @@ impl Sessions {
     pub(crate) fn leave(&self, session: &str, nonce: Nonce) {
         if let Some(remembered) = self.all().get_mut(session) {
             remembered.claims.remove(&nonce);
+            remembered.watches.over(nonce);
         }
     }
 
-    /// It holds, and this watches its key. `None` where nobody is told.
-    pub(crate) fn held(
+    /// It holds, and from `due` on this watches its key, if somebody is told of losses.
+    pub(crate) fn held<W>(
         &self,
         session: &str,
         nonce: Nonce,
-        watch: impl FnOnce(UnboundedSender<Loss>) -> Watch,
-    ) {
-        if let Some(remembered) = self.all().get_mut(session)
+        clock: &Arc<dyn Clock>,
+        due: Moment,
+        watch: impl FnOnce(UnboundedSender<Loss>) -> W + Send + 'static,
+    ) where
+        W: Future<Output = ()> + Send + 'static,
+    {
+        if let Some(remembered) = self.all().get(session)
             && let Some(losses) = remembered.losses.clone()
-            && let Some(playing) = remembered.claims.get_mut(&nonce)
-            && playing.watch.is_none()
+            && remembered.claims.contains_key(&nonce)
         {
-            playing.watch = Some(watch(losses));
+            remembered.watches.begin(clock, due, nonce, || watch(losses));
         }
     }
 

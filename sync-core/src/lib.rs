@@ -65,6 +65,7 @@ mod sightings;
 pub mod tls;
 mod token;
 mod trouble;
+pub mod watches;
 
 pub use backend::Backend;
 pub use clock::{BootClock, Clock, HeldClock, Moment};

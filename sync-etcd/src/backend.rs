@@ -19,7 +19,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::dial::{Connector, ask, look};
 use crate::error::Failure;
-use crate::guard::Watched;
+use crate::guard::{SHORT, Watched, watch};
 use crate::keys::{Keys, Line, read_lease};
 use crate::line::{SCAN, Strangers, found, has_deleted, oldest};
 use crate::mutant;
@@ -90,7 +90,11 @@ impl Etcd {
             nonce: place.claim.nonce,
             token: grant.token,
         };
-        place.lease.guards.begin(watched, &self.watcher, &self.environment);
+        let (watcher, environment) = (Arc::clone(&self.watcher), self.environment.clone());
+        let clock = &self.environment.clock;
+        place.lease.watches.begin(clock, clock.now() + SHORT, place.claim.nonce, move || {
+            watch(watched, watcher, environment)
+        });
     }
 
     fn lease(&self, session: &Session) -> Option<Arc<Lease>> {
@@ -306,7 +310,7 @@ impl Backend for Etcd {
         unanswered: bool,
     ) -> Result<Ended, StoreError> {
         let Some(lease) = self.lease(session) else { return Ok(Ended::NotOurs) };
-        lease.guards.over(claim.nonce);
+        lease.watches.over(claim.nonce);
         lease.left(claim.nonce);
         if lease.slots().is_anothers(claim.nonce) && !mutant::on(mutant::ENDS_UNCOMPARED) {
             return Ok(Ended::NotOurs);

@@ -1,20 +1,18 @@
 //! Watching what is held: whoever takes it away from outside is told of at once.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use etcd_client::GetOptions;
 use sync_core::backend::{Loss, Nonce};
-use sync_core::{Environment, FencingToken, Moment, StoreError};
-use tokio::task::AbortHandle;
+use sync_core::{Environment, FencingToken, StoreError};
 
 use crate::dial::{Link, look};
 use crate::session::Lease;
 use crate::watcher::{Change, Range, Watch, Watcher};
 
 /// What is held for a shorter time is not watched: that would cost more than holding it.
-const SHORT: Duration = Duration::from_millis(20);
+pub(crate) const SHORT: Duration = Duration::from_millis(20);
 
 /// The longest pause before a watch that has broken off is opened again.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -31,95 +29,8 @@ pub(crate) struct Watched {
     pub(crate) token: FencingToken,
 }
 
-/// Who watches what is held by one lease.
-#[derive(Debug, Default)]
-pub(crate) struct Guards(Mutex<State>);
-
-#[derive(Debug, Default)]
-struct State {
-    /// Held so shortly that nobody watches it yet; from when on somebody should.
-    fresh: BTreeMap<Nonce, (Moment, Watched)>,
-    watching: BTreeMap<Nonce, AbortHandle>,
-    /// Sees to those that are fresh: one task for all, since most never need one.
-    usher: Option<AbortHandle>,
-}
-
-impl Guards {
-    /// Watches a key from soon on.
-    pub(crate) fn begin(
-        &self,
-        watched: Watched,
-        watcher: &Arc<Watcher>,
-        environment: &Environment,
-    ) {
-        let due = environment.clock.now() + SHORT;
-        let mut state = self.state();
-        state.end(watched.nonce);
-        if state.usher.as_ref().is_none_or(AbortHandle::is_finished) {
-            let lease = watched.lease.clone();
-            let usher = usher(lease, due, Arc::clone(watcher), environment.clone());
-            state.usher = Some(tokio::spawn(usher).abort_handle());
-        }
-        state.fresh.insert(watched.nonce, (due, watched));
-    }
-
-    /// The claim is given back: nobody needs to watch its key.
-    pub(crate) fn over(&self, nonce: Nonce) {
-        self.state().end(nonce);
-    }
-
-    /// Nothing is watched any more.
-    pub(crate) fn end(&self) {
-        let state = std::mem::take(&mut *self.state());
-        for task in state.watching.into_values().chain(state.usher) {
-            task.abort();
-        }
-    }
-
-    /// Lets watch what is no longer fresh; when to look again.
-    fn look(&self, watcher: &Arc<Watcher>, environment: &Environment) -> Option<Moment> {
-        let now = environment.clock.now();
-        let mut state = self.state();
-        for (nonce, (due, watched)) in std::mem::take(&mut state.fresh) {
-            if due > now {
-                state.fresh.insert(nonce, (due, watched));
-                continue;
-            }
-            let watching = watch(watched, Arc::clone(watcher), environment.clone());
-            state.watching.insert(nonce, tokio::spawn(watching).abort_handle());
-        }
-        let next = state.fresh.values().map(|(due, _)| *due).min();
-        if next.is_none() {
-            state.usher = None;
-        }
-        next
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    fn end(&mut self, nonce: Nonce) {
-        self.fresh.remove(&nonce);
-        if let Some(guard) = self.watching.remove(&nonce) {
-            guard.abort();
-        }
-    }
-}
-
-async fn usher(lease: Weak<Lease>, first: Moment, watcher: Arc<Watcher>, environment: Environment) {
-    let mut next = Some(first);
-    while let Some(due) = next {
-        environment.clock.sleep_until(due).await;
-        let Some(lease) = lease.upgrade() else { return };
-        next = lease.guards.look(&watcher, &environment);
-    }
-}
-
 /// Watches it until it is lost, and tells of that.
-async fn watch(watched: Watched, watcher: Arc<Watcher>, environment: Environment) {
+pub(crate) async fn watch(watched: Watched, watcher: Arc<Watcher>, environment: Environment) {
     let clock = &environment.clock;
     loop {
         let Some(lease) = watched.lease.upgrade().map(|lease| lease.id) else { return };

@@ -7,12 +7,12 @@ use std::time::Duration;
 use etcd_client::{Error, LeaseKeepAliveStream, LeaseKeeper};
 use sync_core::backend::{Loss, Nonce, Renewal};
 use sync_core::connection::Pending;
+use sync_core::watches::Watches;
 use sync_core::{Clock, Moment, StoreError};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::dial::{Connector, Link, over, sent};
 use crate::error::Failure;
-use crate::guard::Guards;
 use crate::mutant;
 use crate::reuse::Slots;
 
@@ -30,7 +30,7 @@ pub(crate) struct Lease {
     slots: Mutex<Slots>,
     /// Whose keys a request may delete that has not been answered.
     leaving: Mutex<BTreeSet<Nonce>>,
-    pub(crate) guards: Guards,
+    pub(crate) watches: Watches,
 }
 
 /// A stream of renewals. Its answers name no request: one at a time is sent on it.
@@ -42,8 +42,8 @@ struct Keeper {
 
 impl Lease {
     pub(crate) fn new(id: i64, ttl: Duration) -> Self {
-        let (keeper, losses, slots, leaving, guards) = Default::default();
-        Self { id, ttl, keeper, losses, slots, leaving, guards }
+        let (keeper, losses, slots, leaving, watches) = Default::default();
+        Self { id, ttl, keeper, losses, slots, leaving, watches }
     }
 
     pub(crate) fn ttl(&self) -> Duration {
@@ -152,7 +152,7 @@ impl Lease {
 
     /// The lease is closed: nothing is told of it any more, and its stream ends.
     pub(crate) fn end(&self) {
-        self.guards.end();
+        self.watches.end();
         *lock(&self.losses) = None;
         *lock(&self.keeper) = None;
     }
