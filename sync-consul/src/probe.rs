@@ -53,12 +53,9 @@ async fn ask(
                       before give (in nanoseconds where they have no unit)";
         if error.to_string().contains("Session TTL") { error.advise(advice) } else { error }
     })?;
-    // Nobody need wait for that: whoever may make a session may end it.
-    let api = api.clone();
-    drop(tokio::spawn(async move {
-        if let Err(error) = api.destroy_session(&session).await {
-            tracing::debug!(%error, "the session of the probe ends with its TTL");
-        }
-    }));
+    // Waited for: a program may end as soon as it is connected.
+    if let Err(error) = api.destroy_session(&session).await {
+        tracing::debug!(%error, "the session of the probe ends with its TTL");
+    }
     Ok(())
 }
