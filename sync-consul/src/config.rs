@@ -271,7 +271,7 @@ impl Config {
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] for a URL or options that cannot be used, also for a least TTL that
-    /// the agent does not accept; [`ErrorKind::Unreachable`] where no agent that knows a leader
+    /// the agent does not accept; [`ErrorKind::Unsupported`] for `https` where this build has no TLS; [`ErrorKind::Unreachable`] where no agent that knows a leader
     /// answers within the connect timeout; [`ErrorKind::Denied`] with what is missing.
     ///
     /// # Cancel safety
@@ -409,7 +409,11 @@ impl Config {
             let client = tls.apply(client);
             client.build().map_err(error::unconnected)
         };
-        recipe(0).map_err(|error: StoreError| invalid(error.to_string()))?;
+        recipe(0).map_err(|error: StoreError| match error.kind() {
+            // All else has been looked at.
+            ErrorKind::Invalid => sync_core::tls::unusable(&error.to_string()),
+            _ => invalid(error.to_string()),
+        })?;
         Ok(Arc::new(recipe))
     }
 }

@@ -35,7 +35,7 @@ pub enum ErrorKind {
     Foreign,
     /// The coordinator was shut down.
     Closed,
-    /// The store cannot do this.
+    /// The store cannot do this, or this build cannot.
     Unsupported,
 }
 
