@@ -49,8 +49,9 @@ async fn ask(
     let deletes: Vec<Op<'_>> = probes.iter().map(|key| Op::delete(key)).collect();
     api.done(&deletes).await?;
     let session = api.create_session(&settings.session(least_ttl)).await.map_err(|error| {
-        let advice = "Config::least_ttl is shorter than the agent's session_ttl_min, which the words \
-                      before give (in nanoseconds where they have no unit)";
+        let advice = "a TTL below the agent's session_ttl_min, which the words before give (in \
+                      nanoseconds where they have no unit): use a longer one and a longer \
+                      Config::least_ttl, or set session_ttl_min lower on the servers";
         if error.to_string().contains("Session TTL") { error.advise(advice) } else { error }
     })?;
     // Waited for: a program may end as soon as it is connected.
