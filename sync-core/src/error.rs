@@ -140,7 +140,8 @@ impl Error {
         self.0.kind
     }
 
-    /// Why and when the claim was lost, for errors of kind [`Lost`](ErrorKind::Lost) that know.
+    /// Why and when the claim was lost, for errors of kind [`Lost`](ErrorKind::Lost) that know, and
+    /// of kind [`Closed`](ErrorKind::Closed) where a shutdown has ended it.
     #[must_use]
     pub fn revocation(&self) -> Option<Revocation> {
         self.0.revocation
