@@ -150,7 +150,7 @@ impl Api {
         let ask = Ask::get(&path, "consistent").within(self.read_limit);
         match read_key(&self.http, ask, key).await {
             Ok((head, _)) if head.status == 403 && error::is_denial(&head.text) => {
-                error::denied(&head.text, &lacking("read", key))
+                head.denied(&head.text, &lacking("read", key))
             }
             _ => off_by_one().into_unsent(),
         }
@@ -198,18 +198,28 @@ impl Api {
                 .ok()
                 .filter(|id| is_session_id(id))
                 .ok_or_else(|| StoreError::unknown("the agent's answer names no session")),
-            403 if error::is_denial(&head.text) => Err(error::denied(&head.text, "session:write")),
+            403 if error::is_denial(&head.text) => Err(head.denied(&head.text, "session:write")),
             // Said before anything is done. A session that is made all the same runs out by itself.
             500 if head.text.contains("Invalid Session TTL") => {
                 Err(StoreError::refused(ErrorKind::Invalid, head.text.trim())
                     .advise("the agent's session_ttl_min says how short a TTL may be"))
             }
             500 if head.text.contains("Missing node registration") => {
-                Err(StoreError::unsent(error::NOT_REGISTERED))
+                Err(head.named(StoreError::unsent(error::NOT_REGISTERED)))
             }
-            // "Missing check" or "is in critical state": both may change.
-            500 if head.text.contains("heck '") => Err(StoreError::unsent(head.text.trim())
-                .advise("the checks that Config names must be there and pass")),
+            // Both may change.
+            500 if head.text.contains("Missing check") => {
+                Err(head.named(StoreError::unsent(head.text.trim())).advise(
+                    "Config::node_checks and Config::service_checks name checks that are on the \
+                     agent's own node, by their ids: GET /v1/agent/checks shows them",
+                ))
+            }
+            500 if head.text.contains("is in critical state") => {
+                Err(head.named(StoreError::unsent(head.text.trim())).advise(
+                    "a session can be made once the checks of Config::node_checks and \
+                     Config::service_checks pass",
+                ))
+            }
             _ => Err(head.error()),
         }
     }
@@ -226,7 +236,7 @@ impl Api {
                 _ => Err(off_by_one()),
             },
             404 if head.text.contains(id) => Ok(false),
-            403 if error::is_denial(&head.text) => Err(error::denied(&head.text, "session:write")),
+            403 if error::is_denial(&head.text) => Err(head.denied(&head.text, "session:write")),
             _ => Err(head.error()),
         }
     }
@@ -237,7 +247,7 @@ impl Api {
         let head = self.http.send(Ask::put(&path, Vec::new()), &mut |_| true).await?;
         match head.status {
             200 | 404 => Ok(()),
-            403 if error::is_denial(&head.text) => Err(error::denied(&head.text, "session:write")),
+            403 if error::is_denial(&head.text) => Err(head.denied(&head.text, "session:write")),
             _ => Err(head.error()),
         }
     }

@@ -15,7 +15,7 @@ use sync_core::{Coordinator, Error, ErrorKind, Options, StoreError};
 use crate::api::Api;
 use crate::backend::{Consul, Settings};
 use crate::error;
-use crate::http::{Agents, Http, Recipe};
+use crate::http::{Agents, Base, Http, Recipe};
 use crate::keys::Keys;
 use crate::probe;
 use crate::tls::{Prepared, Tls};
@@ -51,6 +51,8 @@ const IDLE: Duration = Duration::from_secs(60);
 #[derive(Clone)]
 pub struct Config {
     pub(crate) urls: String,
+    /// What errors call these.
+    pub(crate) called: &'static str,
     pub(crate) options: Options,
     pub(crate) credentials: Credentials,
     datacenter: Option<String>,
@@ -89,6 +91,7 @@ impl Config {
     pub fn new(url: impl AsRef<str>) -> Self {
         Self {
             urls: url.as_ref().to_owned(),
+            called: "its URL",
             options: Options::new(),
             credentials: Credentials::default(),
             datacenter: None,
@@ -118,9 +121,8 @@ impl Config {
 
     /// Sets the agent's URL and leaves all else as it is.
     #[must_use]
-    pub fn url(mut self, url: impl AsRef<str>) -> Self {
-        self.urls = url.as_ref().to_owned();
-        self
+    pub fn url(self, url: impl AsRef<str>) -> Self {
+        Self { urls: url.as_ref().to_owned(), called: "its URL", ..self }
     }
 
     /// Sets namespace, TTL and the rest that is the same for every store.
@@ -269,7 +271,7 @@ impl Config {
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] for a URL or options that cannot be used, also for a least TTL that
-    /// the agent does not accept; [`ErrorKind::Unreachable`] where no agent that knows a leader
+    /// the agent does not accept; [`ErrorKind::Unsupported`] for `https` where this build has no TLS; [`ErrorKind::Unreachable`] where no agent that knows a leader
     /// answers within the connect timeout; [`ErrorKind::Denied`] with what is missing.
     ///
     /// # Cancel safety
@@ -293,7 +295,7 @@ impl Config {
         let keys = Keys::new(&options.parsed_namespace()?);
         let environment = options.to_environment();
         let nonce = environment.nonce()?;
-        let (agents, endpoint) = self.agents()?;
+        let (agents, endpoint) = self.agents(&keys)?;
         let Self { settings, least_ttl, .. } = self;
         let longest = if settings.strict { LONGEST_LOCK_DELAY } else { LONGEST_TTL };
         let profile = Profile::new("consul", &endpoint, Expiry::Session).ttl(least_ttl..=longest);
@@ -325,7 +327,7 @@ impl Config {
     }
 
     /// The agents, and what errors and logs call them.
-    fn agents(&self) -> Result<(Agents, String), Error> {
+    fn agents(&self, keys: &Keys) -> Result<(Agents, String), Error> {
         if let Some(why) = &self.invalid {
             return Err(invalid(why.clone()));
         }
@@ -335,10 +337,10 @@ impl Config {
             if let Some(path) = url.strip_prefix("unix://") {
                 socket = Some(PathBuf::from(path));
                 endpoints.push(url.to_owned());
-                bases.push(Arc::from("http://consul"));
+                bases.push("http://consul".to_owned());
                 continue;
             }
-            let Place { base, endpoint, basic: user } = parse(url)?;
+            let Place { base, endpoint, basic: user } = parse(url, self.called)?;
             bases.push(base);
             endpoints.push(endpoint);
             basic = basic.or(user);
@@ -357,8 +359,17 @@ impl Config {
         let recipe = self.recipe(secure > 0, socket)?;
         let mut credentials = self.credentials.clone();
         credentials.basic = basic.or(credentials.basic);
-        credentials.headers().map_err(|error| Error::from_store("use the ACL token", error))?;
-        Ok((Agents { bases, recipe, credentials, places: self.places()? }, endpoints.join(",")))
+        credentials.headers().map_err(|error| invalid(error.to_string()))?;
+        let given = !matches!(credentials.token, Token::None);
+        let needed = error::permissions(keys.prefix(), given).into();
+        let several = bases.len() > 1;
+        let base = |(url, endpoint): (String, &String)| Base {
+            url: url.into(),
+            name: several.then(|| endpoint.as_str().into()),
+        };
+        let bases = bases.into_iter().zip(&endpoints).map(base).collect();
+        let places = self.places()?;
+        Ok((Agents { bases, recipe, credentials, places, needed }, endpoints.join(",")))
     }
 
     /// What each request asks for.
@@ -398,7 +409,11 @@ impl Config {
             let client = tls.apply(client);
             client.build().map_err(error::unconnected)
         };
-        recipe(0).map_err(|error: StoreError| invalid(error.to_string()))?;
+        recipe(0).map_err(|error: StoreError| match error.kind() {
+            // All else has been looked at.
+            ErrorKind::Invalid => sync_core::tls::unusable(&error.to_string()),
+            _ => invalid(error.to_string()),
+        })?;
         Ok(Arc::new(recipe))
     }
 }
@@ -406,7 +421,7 @@ impl Config {
 /// What a URL says of an agent.
 struct Place {
     /// Without user and password, and without a slash at its end.
-    base: Arc<str>,
+    base: String,
     /// Host and port.
     endpoint: String,
     /// `user:password`.
@@ -414,9 +429,9 @@ struct Place {
 }
 
 /// Reads a URL. What is wrong with it is said without repeating it: it may hold a password.
-fn parse(url: &str) -> Result<Place, Error> {
+fn parse(url: &str, called: &str) -> Result<Place, Error> {
     let refused = |why: &str| {
-        invalid(format!("its URL cannot be read: {why}"))
+        invalid(format!("{called} cannot be read: {why}"))
             .advise("write http://host:8500, https://… or unix:///path; commas join several")
     };
     if !url.starts_with("http://") && !url.starts_with("https://") {
@@ -439,7 +454,7 @@ fn parse(url: &str) -> Result<Place, Error> {
     };
     // A place without a host has none to take them off, and there is none.
     let _ = (parsed.set_username(""), parsed.set_password(None));
-    Ok(Place { base: parsed.as_str().trim_end_matches('/').into(), endpoint, basic })
+    Ok(Place { base: parsed.as_str().trim_end_matches('/').to_owned(), endpoint, basic })
 }
 
 pub(crate) fn invalid(reason: impl Into<String>) -> Error {
@@ -449,7 +464,7 @@ pub(crate) fn invalid(reason: impl Into<String>) -> Error {
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let endpoint: Vec<_> =
-            self.urls.split(',').map(|url| Some(parse(url).ok()?.endpoint)).collect();
+            self.urls.split(',').map(|url| Some(parse(url, self.called).ok()?.endpoint)).collect();
         f.debug_struct("Config")
             .field("endpoint", &endpoint)
             .field("options", &self.options)

@@ -36,6 +36,7 @@ pub(crate) fn read(variable: impl Fn(&str) -> Option<String>) -> Config {
         None => format!("http://{address}"),
     };
     let mut config = Config::new(url);
+    config.called = "the URL in CONSUL_HTTP_ADDR";
     config.credentials.token =
         match (variable("CONSUL_HTTP_TOKEN_FILE"), variable("CONSUL_HTTP_TOKEN")) {
             (Some(path), _) => Token::File(path.into()),
@@ -86,6 +87,17 @@ mod tests {
         ] {
             let config = config(variables);
             assert_eq!((&*config.urls, config.invalid), (url, None), "{variables:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_that_cannot_be_read_is_called_by_its_variable_and_not_shown() {
+        let of_variable = config(&[("CONSUL_HTTP_ADDR", "ftp://sesame@c:8501")]);
+        let other = of_variable.clone().url("ftp://sesame@c:8501");
+        for (config, called) in [(of_variable, "the URL in CONSUL_HTTP_ADDR"), (other, "its URL")] {
+            let text = config.connect().await.unwrap_err().to_string();
+            assert!(text.contains(&format!("{called} cannot be read")), "{text}");
+            assert!(!text.contains("sesame"), "{text}");
         }
     }
 

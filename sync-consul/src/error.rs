@@ -27,16 +27,15 @@ const FAILED: &str = "the agent failed";
 /// Whether an agent that has just started may say so, or one whose servers elect a leader.
 pub(crate) fn is_beginners(error: &StoreError) -> bool {
     let text = error.to_string();
-    is_unknown_token(403, &text)
-        || text.starts_with(FAILED)
-        || [NOT_REGISTERED, NO_LEADER].contains(&&*text)
+    let says = |words: &&str| text.contains(*words);
+    is_unknown_token(403, &text) || [FAILED, NOT_REGISTERED, NO_LEADER].iter().any(says)
 }
 
-/// An answer with a status that nobody had a use for.
+/// An answer with a status that nobody had a use for; `needed` is what [`permissions`] says.
 ///
 /// Only those that Consul gives before it hands a request on are settled. A 500 may come after the
 /// request was written to the log ("leadership lost while committing log").
-pub(crate) fn answered(status: u16, text: &str) -> StoreError {
+pub(crate) fn answered(status: u16, text: &str, needed: &str) -> StoreError {
     let text = text.trim();
     // A page of some other program says no more than its first line.
     let line = text.lines().next().unwrap_or_default();
@@ -50,7 +49,7 @@ pub(crate) fn answered(status: u16, text: &str) -> StoreError {
         _ if is_unknown_token(status, text) => refuse(ErrorKind::Denied).advise(
             "the agent does not know the ACL token: check it, and which datacenter knows it",
         ),
-        403 => refuse(ErrorKind::Denied).advise(permissions()),
+        403 => refuse(ErrorKind::Denied).advise(needed),
         429 => refuse(ErrorKind::Unreachable).advise("the agent limits the rate of requests"),
         413 => refuse(ErrorKind::Invalid)
             .advise("the agent's limits txn_max_req_len or kv_max_value_size are too low"),
@@ -61,8 +60,10 @@ pub(crate) fn answered(status: u16, text: &str) -> StoreError {
             .advise("what answers is no agent's HTTP API: check host, port (8500) and path"),
         400 | 409 => refuse(ErrorKind::Unsupported),
         // Said before anything was handed on.
-        500 if text == "No path to datacenter" => StoreError::unsent(said)
-            .advise("check Config::datacenter: the agent knows no server there"),
+        500 if text == "No path to datacenter" => StoreError::unsent(said).advise(
+            "check Config::datacenter: the agent knows no server there; \
+                 `consul catalog datacenters` lists the datacenters that it knows",
+        ),
         300..=399 => {
             StoreError::unknown(format!("a redirection (status {status}) is not followed"))
                 .advise("give the agent's own address")
@@ -71,10 +72,10 @@ pub(crate) fn answered(status: u16, text: &str) -> StoreError {
     }
 }
 
-/// What the token may not do: `what` names the permission.
-pub(crate) fn denied(text: &str, what: &str) -> StoreError {
+/// What the token may not do: `what` names the permission, `needed` is what [`permissions`] says.
+pub(crate) fn denied(text: &str, what: &str, needed: &str) -> StoreError {
     let reason = format!("{}: the token lacks {what}", text.trim());
-    StoreError::refused(ErrorKind::Denied, reason).advise(permissions())
+    StoreError::refused(ErrorKind::Denied, reason).advise(needed)
 }
 
 /// No connection could be made. Nothing that matters was sent.
@@ -110,9 +111,20 @@ pub(crate) fn words(error: reqwest::Error) -> String {
     words
 }
 
-pub(crate) fn permissions() -> String {
+/// What a token needs whose keys begin with `prefix`; and where it is given, if none is.
+pub(crate) fn permissions(prefix: &str, given: bool) -> String {
     let lines: Vec<&str> = LEAST_PRIVILEGE.lines().collect();
-    format!("what is needed: {}", lines.join("; "))
+    let lines = lines.join("; ").replace("NAMESPACE/", prefix);
+    let needed = format!(
+        "what is needed: {lines}, where NODE is the name of the agent's node in `consul members`"
+    );
+    match given {
+        true => needed,
+        false => format!(
+            "no ACL token is given: give one to Config::token or Config::token_file, or use \
+             Config::from_env, which reads CONSUL_HTTP_TOKEN and CONSUL_HTTP_TOKEN_FILE; {needed}"
+        ),
+    }
 }
 
 #[cfg(test)]
@@ -130,12 +142,12 @@ mod tests {
             (413, "Request body(800053 bytes) too large", ErrorKind::Invalid),
             (429, "", ErrorKind::Unreachable),
         ] {
-            let error = answered(status, text);
+            let error = answered(status, text, "");
             assert!(error.settled() && error.kind() == kind, "{status} {text}: {error:?}");
         }
         for status in [100, 201, 204, 301, 307, 408, 418, 500, 502, 503, 504] {
             assert!(
-                !answered(status, "leadership lost while committing log").settled(),
+                !answered(status, "leadership lost while committing log", "").settled(),
                 "{status}"
             );
         }
@@ -143,9 +155,19 @@ mod tests {
 
     #[test]
     fn a_denial_names_what_is_missing_and_what_is_needed() {
-        let error = denied("Permission denied", "session:write");
-        let text = error.to_string();
-        assert!(text.starts_with("Permission denied: the token lacks session:write"), "{text}");
-        assert!(text.contains("key_prefix \"NAMESPACE/\"") && text.contains("session \"NODE\""));
+        let of = |given| {
+            denied("Permission denied", "session:write", &permissions("app/eu/", given)).to_string()
+        };
+        for (given, asked_for) in [(true, false), (false, true)] {
+            let text = of(given);
+            assert!(text.starts_with("Permission denied: the token lacks session:write"), "{text}");
+            assert!(
+                text.contains("key_prefix \"app/eu/\"") && !text.contains("NAMESPACE"),
+                "{text}"
+            );
+            assert!(text.contains("session \"NODE\"") && text.contains("where NODE is"), "{text}");
+            assert_eq!(text.contains("no ACL token is given: "), asked_for, "{text}");
+            assert_eq!(text.contains("CONSUL_HTTP_TOKEN"), asked_for, "{text}");
+        }
     }
 }

@@ -46,18 +46,42 @@ pub(crate) type Recipe = Arc<dyn Fn(usize) -> Result<Client, StoreError> + Send 
 
 /// The agents, and how they are talked to.
 pub(crate) struct Agents {
-    /// Without a slash at the end.
-    pub(crate) bases: Vec<Arc<str>>,
+    pub(crate) bases: Vec<Base>,
     pub(crate) recipe: Recipe,
     pub(crate) credentials: Credentials,
     /// What each request asks for besides: data centre, enterprise namespace and partition.
     pub(crate) places: String,
+    /// What a token needs, for errors.
+    pub(crate) needed: Arc<str>,
+}
+
+/// Where an agent is.
+#[derive(Debug, Clone)]
+pub(crate) struct Base {
+    /// What its URLs begin with, without a slash at the end.
+    pub(crate) url: Arc<str>,
+    /// What errors call it where there are others.
+    pub(crate) name: Option<Arc<str>>,
+}
+
+impl Base {
+    fn named(&self, error: StoreError) -> StoreError {
+        named(self.name.as_deref(), error)
+    }
+}
+
+/// Says whose error it is.
+fn named(name: Option<&str>, error: StoreError) -> StoreError {
+    match name {
+        Some(name) => error.at(name),
+        None => error,
+    }
 }
 
 /// One agent with connections to it.
 #[derive(Clone)]
 pub(crate) struct Agent {
-    base: Arc<str>,
+    base: Base,
     plain: Client,
     renewals: Client,
     polls: Client,
@@ -73,20 +97,21 @@ impl Dial for Agents {
         let turn = usize::try_from(number.wrapping_sub(1)).unwrap_or(0) % self.bases.len().max(1);
         let base = self.bases.get(turn).ok_or_else(|| StoreError::unsent("there is no agent"))?;
         let agent = Agent {
-            base: Arc::clone(base),
+            base: base.clone(),
             plain: (self.recipe)(SPARE)?,
             renewals: (self.recipe)(SPARE_FOR_RENEWALS)?,
             polls: (self.recipe)(SPARE)?,
         };
         // Answered without any permission. On the connection that renewals will need.
-        let request = agent.renewals.get(format!("{base}/v1/status/leader"));
+        let request = agent.renewals.get(format!("{}/v1/status/leader", base.url));
         let request = request.headers(self.credentials.headers()?);
-        let answer = request.send().await.map_err(error::unconnected)?;
+        let sent = request.send().await;
+        let answer = sent.map_err(|error| base.named(error::unconnected(error)))?;
         let (status, text) = (answer.status().as_u16(), refusal(answer).await);
         match status {
             200 if text.trim() != "\"\"" => Ok(agent),
-            200 => Err(StoreError::unsent(error::NO_LEADER)),
-            status => Err(error::answered(status, &text).into_unsent()),
+            200 => Err(base.named(StoreError::unsent(error::NO_LEADER))),
+            status => Err(base.named(error::answered(status, &text, &self.needed)).into_unsent()),
         }
     }
 
@@ -95,7 +120,7 @@ impl Dial for Agents {
     }
 
     fn explain(&self, silence: StoreError) -> StoreError {
-        if self.bases.iter().any(|base| base.starts_with("https")) {
+        if self.bases.iter().any(|base| base.url.starts_with("https")) {
             return silence.advise("an agent that does not speak TLS on this port may say nothing");
         }
         silence
@@ -152,12 +177,25 @@ pub(crate) struct Head {
     pub(crate) text: String,
     /// Whether all of the body was wanted.
     pub(crate) whole: bool,
+    /// Whose answer it is, where there are several agents.
+    pub(crate) name: Option<Arc<str>>,
+    /// What a token needs.
+    pub(crate) needed: Arc<str>,
 }
 
 impl Head {
     /// The error of a status that the caller has no use for.
     pub(crate) fn error(&self) -> StoreError {
-        error::answered(self.status, &self.text)
+        self.named(error::answered(self.status, &self.text, &self.needed))
+    }
+
+    /// The error of a refusal that says so by `said`; `what` names the permission.
+    pub(crate) fn denied(&self, said: &str, what: &str) -> StoreError {
+        self.named(error::denied(said, what, &self.needed))
+    }
+
+    pub(crate) fn named(&self, error: StoreError) -> StoreError {
+        named(self.name.as_deref(), error)
     }
 }
 
@@ -220,7 +258,7 @@ impl Http {
             ("", more) | (more, "") => format!("?{more}"),
             (query, more) => format!("?{query}&{more}"),
         };
-        let mut request = client.request(ask.method, format!("{base}{}{question}", ask.path));
+        let mut request = client.request(ask.method, format!("{}{}{question}", base.url, ask.path));
         if let Some(body) = ask.body {
             request = request.body(body);
         }
@@ -229,32 +267,38 @@ impl Http {
         let Some(limit) = ask.limit else {
             let trusted = mutant::on(mutant::SILENCE_TRUSTED);
             let pending = if trusted { link.look() } else { link.request() };
-            return self.over(pending, sent, exchange.await);
+            return self.over(base, pending, sent, exchange.await);
         };
         let (clock, pending) = (self.connector.clock(), link.look());
         tokio::select! {
             biased;
-            answer = exchange => self.over(pending, sent, answer),
+            answer = exchange => self.over(base, pending, sent, answer),
             // Others have found out that nobody answers any more.
-            () = link.health().broken() => Err(StoreError::unknown("the agent has fallen silent")),
+            () = link.health().broken() => {
+                Err(base.named(StoreError::unknown("the agent has fallen silent")))
+            }
             () = clock.sleep_until(clock.now() + limit) => {
                 pending.given_up();
-                Err(StoreError::unknown(format!("no answer within {limit:?}")))
+                Err(base.named(StoreError::unknown(format!("no answer within {limit:?}"))))
             }
         }
     }
 
     fn over(
         &self,
+        base: &Base,
         pending: sync_core::connection::Pending<'_>,
         sent: Moment,
         answer: Result<Head, reqwest::Error>,
     ) -> Result<Head, StoreError> {
         match answer {
-            Ok(head) => {
+            Ok(mut head) => {
                 pending.answered();
+                (head.name, head.needed) =
+                    (base.name.clone(), Arc::clone(&self.connector.dial().needed));
                 if self.may_know_later(&head, sent) {
-                    return Err(StoreError::unsent(format!("{} just now", head.text.trim())));
+                    let why = format!("{} just now", head.text.trim());
+                    return Err(head.named(StoreError::unsent(why)));
                 }
                 Ok(head)
             }
@@ -266,7 +310,9 @@ impl Http {
                 } else {
                     pending.answered();
                 }
-                Err(if error.is_connect() { error::unconnected(error) } else { error::lost(error) })
+                let connects = error.is_connect();
+                let error = if connects { error::unconnected(error) } else { error::lost(error) };
+                Err(base.named(error))
             }
         }
     }
@@ -343,6 +389,6 @@ impl IntoUnsent for StoreError {
         if self.settled() {
             return self;
         }
-        StoreError::refused(ErrorKind::Unreachable, self.to_string()).caused_by(self)
+        StoreError::refused(ErrorKind::Unreachable, self.to_string())
     }
 }

@@ -49,16 +49,14 @@ async fn ask(
     let deletes: Vec<Op<'_>> = probes.iter().map(|key| Op::delete(key)).collect();
     api.done(&deletes).await?;
     let session = api.create_session(&settings.session(least_ttl)).await.map_err(|error| {
-        let advice = "Config::least_ttl is shorter than the agent's session_ttl_min, which the words \
-                      before give (in nanoseconds where they have no unit)";
+        let advice = "a TTL below the agent's session_ttl_min, which the words before give (in \
+                      nanoseconds where they have no unit): use a longer one and a longer \
+                      Config::least_ttl, or set session_ttl_min lower on the servers";
         if error.to_string().contains("Session TTL") { error.advise(advice) } else { error }
     })?;
-    // Nobody need wait for that: whoever may make a session may end it.
-    let api = api.clone();
-    drop(tokio::spawn(async move {
-        if let Err(error) = api.destroy_session(&session).await {
-            tracing::debug!(%error, "the session of the probe ends with its TTL");
-        }
-    }));
+    // Waited for: a program may end as soon as it is connected.
+    if let Err(error) = api.destroy_session(&session).await {
+        tracing::debug!(%error, "the session of the probe ends with its TTL");
+    }
     Ok(())
 }

@@ -4,9 +4,8 @@ use reqwest::ClientBuilder;
 use sync_core::Error;
 use sync_core::tls::Pem;
 
-use crate::config::invalid;
 #[cfg(feature = "tls")]
-use crate::error;
+use crate::{config::invalid, error};
 
 /// What was given for TLS.
 #[derive(Clone, Default)]
@@ -43,8 +42,7 @@ pub(crate) struct Prepared {
 impl Tls {
     pub(crate) fn prepare(&self) -> Result<Prepared, Error> {
         let _ = (&self.ca, &self.identity, self.unchecked, self.unchecked_by_environment);
-        Err(invalid("this build has no TLS")
-            .advise("enable one of the features rustls-ring and rustls-aws-lc"))
+        Err(sync_core::tls::unavailable())
     }
 }
 
@@ -108,5 +106,19 @@ impl Prepared {
             client = client.identity(identity.clone());
         }
         client.tls_danger_accept_invalid_certs(self.unchecked)
+    }
+}
+
+#[cfg(all(test, not(feature = "tls")))]
+mod tests {
+    use sync_core::ErrorKind;
+
+    use crate::config::Config;
+
+    #[tokio::test]
+    async fn a_build_without_tls_says_so() {
+        let error = Config::new("https://localhost:1").connect().await.map(drop).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+        assert!(error.to_string().contains("rustls-ring"), "{error}");
     }
 }

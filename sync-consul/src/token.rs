@@ -41,10 +41,20 @@ impl Credentials {
             }
             Token::File(path) => {
                 let file = path.display();
-                let token = std::fs::read_to_string(path).map_err(|error| {
-                    StoreError::unsent(format!("the file {file} with the ACL token: {error}"))
-                })?;
-                headers.insert(TOKEN, secret(token.trim(), &format!("the content of {file}"))?);
+                // Both may be so for a moment only: the file is being replaced.
+                let unread = |why: &str| {
+                    StoreError::unsent(format!("the ACL token's file {file} {why}")).advise(
+                        "Config::token_file, or CONSUL_HTTP_TOKEN_FILE with Config::from_env, \
+                         names a file that this process may read and that holds the token alone",
+                    )
+                };
+                let token = std::fs::read_to_string(path)
+                    .map_err(|error| unread(&format!("cannot be read: {error}")))?;
+                let token = token.trim();
+                if token.is_empty() {
+                    return Err(unread("is empty"));
+                }
+                headers.insert(TOKEN, secret(token, &format!("the content of {file}"))?);
             }
         }
         if let Some(basic) = &self.basic {
@@ -89,6 +99,10 @@ mod tests {
         let credentials =
             Credentials { token: Token::File(file.clone()), basic: Some("user:sesame".to_owned()) };
         assert_eq!(credentials.headers().unwrap_err().kind(), ErrorKind::Unreachable);
+        std::fs::write(&file, "\n").unwrap();
+        let empty = credentials.headers().unwrap_err();
+        assert_eq!(empty.kind(), ErrorKind::Unreachable, "it may be written yet");
+        assert!(empty.to_string().contains("is empty"), "{empty}");
         for token in ["first", "second\n"] {
             std::fs::write(&file, token).unwrap();
             let headers = credentials.headers().unwrap();

@@ -149,7 +149,7 @@ pub(crate) fn refused(head: &Head, ops: &[Op<'_>]) -> Result<BTreeSet<usize>, St
             (None, Some(op)) => lacking("read", op.key),
             (None, None) => "key:write".to_owned(),
         };
-        return Err(error::denied(&first.what, &what));
+        return Err(head.denied(&first.what, &what));
     }
     let names = |what: &str| {
         ops.iter().any(|op| {

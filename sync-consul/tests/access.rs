@@ -49,10 +49,29 @@ async fn the_documented_permissions_are_enough_for_everything() {
 #[tokio::test]
 async fn a_token_that_is_wrong_or_missing_is_denied() {
     let guarded = Guarded::start(&documented()).await;
-    denied(within(config(guarded.server.url())), &["key:write", "key_prefix"]).await;
+    let none = within(config(guarded.server.url()));
+    let words = ["key:write", "key_prefix", "no ACL token is given: ", "CONSUL_HTTP_TOKEN"];
+    denied(none, &words).await;
     let unknown = within(config(guarded.server.url()).token(UNKNOWN));
     denied(unknown, &["does not know the ACL token"]).await;
     guarded.config().connect().await.unwrap();
+}
+
+#[tokio::test]
+async fn of_several_agents_the_one_is_named_that_refuses_or_is_gone() {
+    let guarded = Guarded::start(&documented()).await;
+    let at = guarded.server.addresses()[0];
+    let several = |urls: String| within(config(urls));
+    let refuses = several(format!("http://{at},http://127.0.0.1:1"));
+    denied(refuses, &[&format!(": {at}: Permission denied: the token lacks key:write")]).await;
+    let unknown = several(format!("http://{at},http://127.0.0.1:1")).token(UNKNOWN);
+    denied(unknown, &[&format!(": {at}: "), "does not know the ACL token"]).await;
+    let gone = several("http://127.0.0.1:1,http://127.0.0.1:2".to_owned());
+    let error = gone.connect().await.unwrap_err();
+    assert!(error.to_string().contains(": 127.0.0.1:2: "), "the last that was tried: {error}");
+    // Where there is one, its name stands in the error already.
+    let error = within(config("http://127.0.0.1:1")).connect().await.unwrap_err();
+    assert_eq!(error.to_string().matches("127.0.0.1:1").count(), 1, "{error}");
 }
 
 #[tokio::test]
@@ -81,8 +100,10 @@ async fn with_less_the_error_names_what_is_missing_and_nothing_was_made() {
         ),
     ] {
         guarded.may("app", &rules).await;
-        denied(guarded.config(), &[lacks, "key_prefix \"NAMESPACE/\"", "session \"NODE\""]).await;
+        denied(guarded.config(), &[lacks, "key_prefix \"sync/\"", "session \"NODE\""]).await;
     }
+    let options = Options::new().namespace("app/eu").connect_timeout(SOON);
+    denied(guarded.config().options(options), &["key_prefix \"app/eu/\"", "where NODE is"]).await;
     let writes = agent::applied(&guarded.root).await - before;
     assert!(writes <= 16, "the rules were written, and hardly anything else: {writes}");
     assert!(keys(&guarded.root, "").await.is_empty());
@@ -186,6 +207,10 @@ async fn a_renewal_that_is_refused_for_good_revokes_by_the_deadline() {
     assert_eq!(revoked.cause, Cause::Deadline);
     let text = logs.of("sync_");
     assert!(text.contains("WARN") && text.contains("session:write"), "{text}");
+    let error = guard.release().await.unwrap_err();
+    let why = "before the deadline: the last one failed: Permission denied: the token lacks session:write";
+    assert!(error.kind() == ErrorKind::Lost && error.to_string().contains(why), "{error}");
+    assert!(!shown(&error).contains(SECRET));
     assert!(!logs.text().contains(SECRET), "{}", logs.text());
 }
 
@@ -199,9 +224,16 @@ async fn a_token_file_is_read_again_when_it_changes() {
             .token_file(&file)
             .options(Options::new().ttl(Duration::from_secs(ttl)).connect_timeout(SOON))
     };
-    let error = of_file(6).connect().await.unwrap_err();
-    assert!(error.to_string().contains("token"), "{error}");
-    assert!(error.to_string().contains(&file.display().to_string()), "{error}");
+    for content in [None, Some("\n")] {
+        if let Some(content) = content {
+            std::fs::write(&file, content).unwrap();
+        }
+        let error = of_file(6).connect().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+        let text = error.to_string();
+        assert!(text.contains(&format!("the ACL token's file {} ", file.display())), "{text}");
+        assert!(text.contains("Config::token_file"), "{text}");
+    }
     std::fs::write(&file, UNKNOWN).unwrap();
     denied(of_file(6), &["does not know the ACL token"]).await;
 

@@ -129,7 +129,9 @@ async fn a_check_that_the_session_is_tied_to_ends_it() {
     let consul = operator(&server);
     let missing = config(server.url()).node_checks(["mine"]).connect().await.unwrap_err();
     assert_eq!(missing.kind(), ErrorKind::Unreachable, "{missing}");
-    assert!(missing.to_string().contains("mine"), "{missing}");
+    let text = missing.to_string();
+    assert!(text.contains("'mine'") && text.contains("Config::node_checks"), "{text}");
+    assert!(text.contains("/v1/agent/checks"), "{text}");
 
     let check = br#"{"ID":"mine","Name":"mine","TTL":"600s","Status":"passing"}"#;
     consul.ask("PUT", "/v1/agent/check/register", check).await.unwrap();
@@ -144,7 +146,8 @@ async fn a_check_that_the_session_is_tied_to_ends_it() {
     .await;
     let failing = config(server.url()).node_checks(["mine"]).connect().await.unwrap_err();
     assert_eq!(failing.kind(), ErrorKind::Unreachable, "{failing}");
-    assert!(failing.to_string().contains("must be there and pass"), "{failing}");
+    let text = failing.to_string();
+    assert!(text.contains("'mine' is in critical state (a session can be made once"), "{text}");
     consul.ask("PUT", "/v1/agent/check/pass/mine", b"").await.unwrap();
     let of_service = config(server.url()).service_checks(["web-up"]);
     eventually(SOON, async || of_service.clone().connect().await.map(drop)).await;

@@ -264,3 +264,15 @@ async fn a_call_to_a_dead_session_says_so_and_one_of_another_answer_does_not() {
     destroy(&operator(&server), &x.session.id).await;
     assert!(matches!(x.backend.renew(&x.session, &held).await.unwrap(), Renewal::Ended));
 }
+
+/// What connecting has asked for is over when it returns, and needs nobody who lives on.
+#[test]
+fn a_program_that_ends_as_soon_as_it_is_connected_leaves_no_session() {
+    let here = tokio::runtime::Runtime::new().unwrap();
+    let server = here.block_on(agent(&[]));
+    let program = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let sync = program.block_on(config(server.url()).connect()).unwrap();
+    program.shutdown_background();
+    drop(sync);
+    assert!(here.block_on(agent::sessions(&operator(&server))).unwrap().is_empty());
+}

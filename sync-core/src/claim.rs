@@ -55,6 +55,8 @@ struct State {
     turn: Option<Turn>,
     /// Why the end has not been acknowledged so far.
     trouble: Option<StoreError>,
+    /// Why it was not renewed, once its deadline has passed.
+    unrenewed: Option<StoreError>,
 }
 
 impl Entry {
@@ -76,6 +78,7 @@ impl Entry {
                 unanswered: false,
                 turn: None,
                 trouble: None,
+                unrenewed: None,
             }),
             ending: AtomicBool::new(false),
             has_body: AtomicBool::new(false),
@@ -153,6 +156,8 @@ impl Entry {
             return;
         }
         if !self.mourned.swap(true, Ordering::AcqRel) {
+            // Kept: what is renewed later may be other claims of the session.
+            self.state().unrenewed = self.session.failure();
             let (kind, name) = (self.claim().kind, self.hold.name());
             let token = self.hold.token().get();
             match revocation.cause {
@@ -286,7 +291,7 @@ impl Entry {
         let mut backoff = Backoff::new();
         loop {
             if let Some(revocation) = self.hold.revocation() {
-                return Err(Error::lost(what(), revocation));
+                return Err(self.error_of(what(), revocation));
             }
             let error = match self.try_update(&claim).await {
                 Ok(Changed::Done) => return Ok(()),
@@ -327,6 +332,13 @@ impl Entry {
         Ok(changed)
     }
 
+    /// The error of somebody who wanted to use the claim after this.
+    fn error_of(&self, what: impl Into<String>, revocation: Revocation) -> Error {
+        let kept = self.state().unrenewed.clone();
+        let unrenewed = kept.or_else(|| self.session.failure());
+        Error::lost(what, revocation, unrenewed.as_ref())
+    }
+
     /// The holder's wall clock when it asked, as the record says.
     pub(crate) fn since(&self) -> SystemTime {
         self.since
@@ -365,7 +377,7 @@ impl Claimed {
 
     /// The error that says why this was lost.
     pub(crate) fn into_lost(self, what: &str) -> Error {
-        Error::lost(what, self.entry.hold.revoke(Cause::Released))
+        self.entry.error_of(what, self.entry.hold.revoke(Cause::Released))
     }
 
     /// Gives the claim back and waits for the store to say so, within the release timeout.
@@ -381,7 +393,7 @@ impl Claimed {
             entry.hold.revoke(Cause::Released)
         };
         if revocation.cause != Cause::Released || !entry.begin_end() {
-            return Err(Error::lost(what(), revocation));
+            return Err(entry.error_of(what(), revocation));
         }
         let end = Arc::clone(&entry).end();
         let end = Carried::new(shared.runtime.clone(), CancellationToken::new(), end);

@@ -111,6 +111,8 @@ impl Coordinator {
     /// Ends everything: who waits gets an error of kind [`Closed`](ErrorKind::Closed), what is
     /// held is revoked with [`Cause::Closed`] and released, and the sessions are closed. What a
     /// [`run`](Lock::run) holds is released once its body, which the revocation stops, has ended.
+    /// Whatever is asked of the store afterwards, who holds a name included, is `Closed` too, and
+    /// streams of changes end.
     ///
     /// # Errors
     /// [`ErrorKind::Unknown`] when the store has not confirmed all of it within the release

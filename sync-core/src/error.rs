@@ -35,7 +35,7 @@ pub enum ErrorKind {
     Foreign,
     /// The coordinator was shut down.
     Closed,
-    /// The store cannot do this.
+    /// The store cannot do this, or this build cannot.
     Unsupported,
 }
 
@@ -114,13 +114,22 @@ impl Error {
         self
     }
 
-    /// The error of somebody who wanted to use a claim that was revoked.
-    pub(crate) fn lost(what: impl Into<String>, revocation: Revocation) -> Self {
+    /// The error of somebody who wanted to use a claim that was revoked; `unrenewed` is why it was
+    /// not renewed, where that is known.
+    pub(crate) fn lost(
+        what: impl Into<String>,
+        revocation: Revocation,
+        unrenewed: Option<&StoreError>,
+    ) -> Self {
         let kind = match revocation.cause {
             Cause::Closed => ErrorKind::Closed,
             _ => ErrorKind::Lost,
         };
-        let mut error = Self::new(kind, what, revocation.to_string());
+        let reason = match (revocation.cause, unrenewed) {
+            (Cause::Deadline, Some(why)) => format!("{revocation}: the last one failed: {why}"),
+            _ => revocation.to_string(),
+        };
+        let mut error = Self::new(kind, what, reason);
         error.0.revocation = Some(revocation);
         error
     }
@@ -131,7 +140,8 @@ impl Error {
         self.0.kind
     }
 
-    /// Why and when the claim was lost, for errors of kind [`Lost`](ErrorKind::Lost) that know.
+    /// Why and when the claim was lost, for errors of kind [`Lost`](ErrorKind::Lost) that know, and
+    /// of kind [`Closed`](ErrorKind::Closed) where a shutdown has ended it.
     #[must_use]
     pub fn revocation(&self) -> Option<Revocation> {
         self.0.revocation

@@ -77,6 +77,9 @@ impl Wanting {
         const VERB: &str = "read the holder of";
         let shared = &self.inner.shared;
         let name = self.name(VERB)?;
+        if shared.closing.is_cancelled() {
+            return Err(self.closed_to(VERB));
+        }
         let call = shared.backend.holder(self.kind, &name);
         let sighting = shared
             .request(shared.options.request_timeout, call)
@@ -148,7 +151,11 @@ impl Wanting {
     }
 
     pub(crate) fn closed(&self) -> Error {
-        Error::new(ErrorKind::Closed, self.what(self.verb()), "the coordinator was shut down")
+        self.closed_to(self.verb())
+    }
+
+    fn closed_to(&self, verb: &str) -> Error {
+        Error::new(ErrorKind::Closed, self.what(verb), "the coordinator was shut down")
     }
 
     pub(crate) fn name(&self, verb: &str) -> Result<Name, Error> {

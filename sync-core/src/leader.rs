@@ -240,7 +240,7 @@ impl Leader {
                 Some(None) => {
                     let lost = elected.revoked().await;
                     if lost.cause == Cause::Closed {
-                        return Err(self.wanting.closed());
+                        return Err(elected.claimed.into_lost(&self.wanting.what("go on as")));
                     }
                     tracing::warn!(name = self.id(), %lost, "no longer leader; campaigning again");
                 }
@@ -358,7 +358,7 @@ impl Deref for Elected {
 
 /// Who leads, now and after each change: a [`Stream`] that goes on through reconnects. States that
 /// pass while nobody reads are left out, the last never is. It ends when the coordinator is shut
-/// down.
+/// down, and what that changes is not among them: not even that a leadership of its own is over.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]

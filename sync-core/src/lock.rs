@@ -152,7 +152,8 @@ impl Lock {
     ///
     /// # Errors
     /// [`Unreachable`](crate::ErrorKind::Unreachable), [`Unknown`](crate::ErrorKind::Unknown),
-    /// [`Denied`](crate::ErrorKind::Denied), [`Invalid`](crate::ErrorKind::Invalid).
+    /// [`Denied`](crate::ErrorKind::Denied), [`Invalid`](crate::ErrorKind::Invalid),
+    /// [`Closed`](crate::ErrorKind::Closed).
     ///
     /// # Cancel safety
     /// Dropping the future has no effect.

@@ -25,7 +25,8 @@ const LONGEST_FOREIGN_ID: usize = 4 * 1024;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[non_exhaustive]
 pub struct Node {
-    /// Unique among those that take part; `host-pid-random` when none was given.
+    /// Unique among those that take part, and not empty; `host-pid-random` when no node was given.
+    /// A foreign client's may be empty.
     pub id: String,
     /// Where the node can be reached, in whatever form its users agree on.
     #[serde(default)]
@@ -103,13 +104,17 @@ fn is_unchanged(change: &u64) -> bool {
 /// The bytes that stand in the store for as long as this claim is held; `change` is 0 at first.
 ///
 /// # Errors
-/// When they would be longer than [`LONGEST_RECORD`]: the length they would have.
+/// When the node has no id; when they would be longer than [`LONGEST_RECORD`]: the length they would
+/// have.
 pub(crate) fn encode(
     node: &Node,
     since: SystemTime,
     nonce: &Nonce,
     change: u64,
 ) -> Result<Vec<u8>, String> {
+    if node.id.is_empty() {
+        return Err("the node's id is empty: others could not tell who it is".to_owned());
+    }
     let since = since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let record = Record {
         id: node.id.clone(),
@@ -199,6 +204,13 @@ mod tests {
         let deep = "[".repeat(100_000);
         assert_eq!(decode(&deep.as_bytes()[..60_000], None).node.id.len(), LONGEST_FOREIGN_ID);
         assert_eq!(record_nonce(b"host-a"), None);
+    }
+
+    #[test]
+    fn a_node_without_an_id_is_refused() {
+        let node = Node::default().address("h:1");
+        let refused = encode(&node, SystemTime::UNIX_EPOCH, &Nonce::from_bytes([0; 16]), 0);
+        assert!(refused.unwrap_err().contains("id is empty"));
     }
 
     #[test]

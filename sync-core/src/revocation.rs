@@ -22,8 +22,9 @@ use crate::token::FencingToken;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Cause {
-    /// No renewal succeeded in time: none was answered, or the store refused them, as a warning in
-    /// the log then says. Told before the store can grant the name to anyone else.
+    /// No renewal succeeded in time: none was answered, or the store refused them. Why, a warning in
+    /// the log says, and the error of a later release, resign or update, or of
+    /// [`Lock::run`](crate::Lock::run). Told before the store can grant the name to anyone else.
     Deadline,
     /// The store ended the session, or an operator did. Told as soon as it was seen.
     Session,

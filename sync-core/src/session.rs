@@ -53,6 +53,8 @@ struct State {
     next_expiry: Option<Moment>,
     markers: u32,
     trouble: Trouble,
+    /// Why the latest renewal failed, if it did.
+    failure: Option<StoreError>,
 }
 
 type Renewing = Pin<Box<dyn Future<Output = Result<Renewal, StoreError>> + Send>>;
@@ -87,6 +89,7 @@ impl LiveSession {
                 next_expiry: None,
                 markers: 0,
                 trouble: Trouble::default(),
+                failure: None,
             }),
             wake: Notify::new(),
             renewed: Notify::new(),
@@ -101,6 +104,11 @@ impl LiveSession {
 
     pub(crate) fn ttl(&self) -> Duration {
         self.session.ttl
+    }
+
+    /// Why the latest renewal failed, if it did.
+    pub(crate) fn failure(&self) -> Option<StoreError> {
+        self.state().failure.clone()
     }
 
     /// Whether new claims with this TTL may use it.
@@ -395,8 +403,10 @@ impl LiveSession {
                     let held = state.claims.values().filter(|entry| entry.held().is_some());
                     let left = held.map(|entry| entry.hold.deadline().since(now)).min();
                     let (claims, place) = (state.claims.len(), self.shared.place());
-                    tracing::warn!(place, claims, ?left, %error, "renewal failed; trying again");
+                    let left = left.map(tracing::field::debug);
+                    tracing::warn!(place, claims, left, %error, "renewal failed; trying again");
                 }
+                state.failure = Some(error);
                 state.lease.retry(now);
             }
         }
@@ -446,6 +456,7 @@ impl LiveSession {
                 tracing::warn!(unknown, claims = named.len(), "not all was renewed; soon again");
                 state.lease.retry(now);
             } else {
+                state.failure = None;
                 if let Some(lasted) = state.trouble.over(now) {
                     tracing::info!(place = self.shared.place(), ?lasted, "renewed again");
                 }

@@ -37,7 +37,7 @@ impl Sightings {
         Self { shared, followed: Arc::default() }
     }
 
-    /// The present state of the name and each that follows; ends with the coordinator.
+    /// The present state of the name and each that follows; ends when the coordinator is shut down.
     pub(crate) fn follow(&self, kind: Kind, name: &Name) -> States {
         let key = (kind, name.clone());
         let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);

@@ -112,6 +112,34 @@ fn invalid(reason: impl Into<String>) -> Error {
     Error::new(ErrorKind::Invalid, "use TLS", reason)
 }
 
+/// The error of a build without TLS that is given a URL with it.
+///
+/// ```
+/// use sync_core::ErrorKind;
+///
+/// assert_eq!(sync_core::tls::unavailable().kind(), ErrorKind::Unsupported);
+/// ```
+#[must_use]
+pub fn unavailable() -> Error {
+    Error::new(ErrorKind::Unsupported, "use TLS", "this build has no TLS")
+        .advise("enable one of the features rustls-ring and rustls-aws-lc")
+}
+
+/// The error of certificates and keys that a library does not take, by its words for it.
+///
+/// ```
+/// let error = sync_core::tls::unusable("keys may not be consistent: KeyMismatch");
+/// assert!(error.to_string().contains("does not belong to the certificate"));
+/// ```
+#[must_use]
+pub fn unusable(text: &str) -> Error {
+    let error = invalid(text);
+    match advice(text, "") {
+        Some(advice) => error.advise(advice),
+        None => error,
+    }
+}
+
 /// What to do about an error of TLS, by rustls's words for it; `plain` is how a URL without TLS
 /// begins.
 ///
@@ -124,6 +152,10 @@ fn invalid(reason: impl Into<String>) -> Error {
 pub fn advice(text: &str, plain: &str) -> Option<String> {
     let no_tls = format!("the server does not speak TLS on this port: use {plain}");
     let known = [
+        (
+            "keymismatch",
+            "the private key does not belong to the certificate: Config::identity wants one pair",
+        ),
         ("unknownissuer", "give the CA that signed the server's certificate to Config::ca"),
         ("not valid for name", "the certificate is for another host name than the URL's"),
         ("notvalidforname", "the certificate is for another host name than the URL's"),

@@ -196,6 +196,12 @@ fn is_unconnected(status: &Status) -> bool {
     false
 }
 
+/// What the transport has to say.
+#[cfg(any(feature = "rustls-ring", feature = "rustls-aws-lc"))]
+pub(crate) fn words(error: tonic::transport::Error) -> String {
+    chain(&Error::TransportError(error))
+}
+
 /// An error and all its causes, each text once.
 fn chain(error: &Error) -> String {
     let mut text = match error {

@@ -10,11 +10,12 @@ mod with {
     use std::path::Path;
 
     use etcd_client::{Certificate, Identity, TlsOptions};
-    use sync_core::tls::Pem;
+    use sync_core::tls::{Pem, unusable};
     use sync_core::{Error, ErrorKind};
     use tonic::transport::{self, Endpoint};
 
     use crate::config::Config;
+    use crate::error::words;
 
     /// What was read of it; `None` without TLS.
     pub(crate) type Settings = Option<TlsOptions>;
@@ -66,6 +67,10 @@ mod with {
                 let key = key.private_key()?;
                 tls = tls.identity(Identity::from_pem(certificate, key));
             }
+            // The library's text is about the form of the PEM and holds nothing of it.
+            Endpoint::from_static("https://etcd")
+                .tls_config(tls.clone())
+                .map_err(|error| unusable(&words(error)))?;
             Ok(Some(tls))
         }
     }
@@ -120,7 +125,7 @@ mod with {
 
 #[cfg(not(any(feature = "rustls-ring", feature = "rustls-aws-lc")))]
 mod without {
-    use sync_core::{Error, ErrorKind};
+    use sync_core::Error;
     use tonic::transport::{self, Endpoint};
 
     pub(crate) type Settings = ();
@@ -136,9 +141,22 @@ mod without {
         pub(crate) fn read(self, https: bool) -> Result<Settings, Error> {
             match https {
                 false => Ok(()),
-                true => Err(Error::new(ErrorKind::Invalid, "use TLS", "this build has no TLS")
-                    .advise("enable one of the features rustls-ring and rustls-aws-lc")),
+                true => Err(sync_core::tls::unavailable()),
             }
         }
+    }
+}
+
+#[cfg(all(test, not(any(feature = "rustls-ring", feature = "rustls-aws-lc"))))]
+mod tests {
+    use sync_core::ErrorKind;
+
+    use crate::config::Config;
+
+    #[tokio::test]
+    async fn a_build_without_tls_says_so() {
+        let error = Config::new("https://localhost:1").connect().await.map(drop).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+        assert!(error.to_string().contains("rustls-ring"), "{error}");
     }
 }

@@ -186,6 +186,9 @@ async fn what_is_no_certificate_is_refused_before_anything_is_sent() {
     refused(at("https://localhost:1").ca(""), invalid, &["certificate"]).await;
     refused(config().identity("no PEM", key()), invalid, &["certificate"]).await;
     refused(config().identity(pem(), "no PEM"), invalid, &["key"]).await;
+    let another = made.key("ca").unwrap();
+    let pair = config().identity(pem(), another);
+    refused(pair, invalid, &["does not belong to the certificate"]).await;
     let missing = made.dir().join("missing.pem");
     refused(at("https://localhost:1").ca_file(&missing), invalid, &["missing.pem"]).await;
     let files = config().identity_files(made.path("client"), &missing);

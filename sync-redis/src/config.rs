@@ -18,6 +18,9 @@ use crate::wake::Wakes;
 /// Redis keeps expiries in whole milliseconds, by a clock that it reads once a command.
 const ROUNDING: Duration = Duration::from_millis(2);
 
+/// The library's words for a URL with TLS in a build without.
+const NO_TLS: &str = "can't connect with TLS, the feature is not enabled";
+
 /// A server, how to reach it, and the options that are the same for every store.
 ///
 /// ```no_run
@@ -123,7 +126,8 @@ impl Config {
     /// [`ErrorKind::Invalid`] for a URL or options that cannot be used,
     /// [`ErrorKind::Unreachable`] where no server answers within the connect timeout,
     /// [`ErrorKind::Denied`] with what is missing, [`ErrorKind::Unsupported`] where the server
-    /// forbids scripts or is none that this crate can drive.
+    /// forbids scripts or is none that this crate can drive, and for `rediss` where this build has
+    /// no TLS.
     ///
     /// # Cancel safety
     /// Dropping the future closes the connection again; nothing is left in the store.
@@ -168,7 +172,10 @@ impl Config {
     fn client(self) -> Result<Client, Error> {
         let invalid =
             |reason: &str| Error::new(ErrorKind::Invalid, "use the Redis URL", reason.to_owned());
-        let server = self.server.as_ref().map_err(|reason| invalid(reason))?;
+        let server = self.server.as_ref().map_err(|reason| match &**reason {
+            NO_TLS => sync_core::tls::unavailable(),
+            reason => invalid(reason),
+        })?;
         let redis = server.redis_settings().clone();
         let keepalive = TcpKeepalive::new()
             .with_time(Duration::from_secs(15))
@@ -187,8 +194,7 @@ impl Config {
 
     #[cfg(not(feature = "tls"))]
     fn with_tls(&self, _: ConnectionInfo) -> Result<Client, Error> {
-        Err(no_tls("this build has no TLS")
-            .advise("enable one of the features rustls-ring and rustls-aws-lc"))
+        Err(sync_core::tls::unavailable())
     }
 
     #[cfg(feature = "tls")]
@@ -230,6 +236,7 @@ impl Config {
     }
 }
 
+#[cfg(feature = "tls")]
 fn no_tls(reason: &str) -> Error {
     Error::new(ErrorKind::Invalid, "use TLS", reason.to_owned())
 }
@@ -241,5 +248,17 @@ impl fmt::Debug for Config {
             .field("endpoint", &endpoint)
             .field("options", &self.options)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(feature = "tls")))]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_build_without_tls_says_so() {
+        let error = Config::new("rediss://localhost:1").connect().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+        assert!(error.to_string().contains("rustls-ring"), "{error}");
     }
 }

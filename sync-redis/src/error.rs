@@ -93,7 +93,10 @@ pub(crate) fn unconnected(error: RedisError) -> StoreError {
             refuse(ErrorKind::Denied).advise("check user and password in the URL")
         }
         Kind::RESP3NotSupported => refuse(ErrorKind::Unsupported).advise(RESP3),
-        Kind::InvalidClientConfig => refuse(ErrorKind::Invalid),
+        Kind::InvalidClientConfig => match tls::advice(&text, "redis://") {
+            Some(advice) => refuse(ErrorKind::Invalid).advise(advice),
+            None => refuse(ErrorKind::Invalid),
+        },
         _ => match tls::advice(&text, "redis://") {
             Some(advice) => refuse(ErrorKind::Unreachable).advise(advice),
             None => StoreError::unsent(text.clone()),

@@ -118,6 +118,16 @@ async fn without_a_ca_nobody_is_trusted() {
 }
 
 #[tokio::test]
+async fn a_key_that_is_not_the_certificates_is_called_so() {
+    let secure = Secure::start(2, "no");
+    let another = secure.made.key("ca").unwrap();
+    let config = secure.config().ca(secure.pem("ca")).identity(secure.pem("client"), another);
+    let error = config.connect().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+    assert!(error.to_string().contains("does not belong to the certificate"), "{error}");
+}
+
+#[tokio::test]
 async fn a_key_is_not_shown() {
     let secure = Secure::start(2, "no");
     let key = secure.key();

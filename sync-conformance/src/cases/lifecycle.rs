@@ -150,15 +150,18 @@ async fn use_after_a_shutdown_is_closed(ctx: Context) -> Result<(), Failed> {
             kind(leader.elect().await),
             kind(leader.try_elect().await),
             kind(leader.run(|_| async {}).await),
+            kind(lock.holder().await),
+            kind(leader.leader().await),
             kind(sync.lock("y").wait(Duration::ZERO).acquire().await),
             kind(sync.lock("y").dedicated_session().acquire().await),
         ]
     };
     let outcomes = soon(&ctx, "all of it ends", outcomes).await?;
-    assert_eq!(outcomes, [Some(ErrorKind::Closed); 8]);
+    assert_eq!(outcomes, [Some(ErrorKind::Closed); 10]);
     let mut changes = leader.changes()?;
     assert_eq!(soon(&ctx, "the stream ends", changes.next()).await?, None);
     assert_eq!((faults.calls(Verb::Open), faults.calls(Verb::TryClaim)), (0, 0));
+    assert_eq!(faults.calls(Verb::Holder), 0);
     ctx.assert_nothing_left().await
 }
 

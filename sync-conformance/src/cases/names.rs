@@ -25,7 +25,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new(a_name_that_cannot_be_one_is_refused_before_anything_is_sent),
         Case::new(a_namespace_that_cannot_be_one_is_refused),
         Case::new(a_ttl_that_the_store_cannot_keep_is_refused_before_anything_is_sent),
-        Case::new(a_record_without_bounds_is_refused_before_anything_is_sent),
+        Case::new(a_node_that_cannot_be_recorded_is_refused_before_anything_is_sent),
     ]
 }
 
@@ -446,21 +446,26 @@ async fn a_ttl_that_the_store_cannot_keep_is_refused_before_anything_is_sent(
     Ok(())
 }
 
-async fn a_record_without_bounds_is_refused_before_anything_is_sent(
+async fn a_node_that_cannot_be_recorded_is_refused_before_anything_is_sent(
     ctx: Context,
 ) -> Result<(), Failed> {
     let (sync, faults) = ctx.faulty().await?;
     let huge = Node::new("n").metadata("k", "v".repeat(LONGEST_RECORD));
+    let nodes = [huge, Node::new("").address("h:1")];
     let mut errors = Vec::new();
-    errors.extend(sync.lock("x").node(huge.clone()).acquire().await.err());
-    errors.extend(sync.lock("x").node(huge.clone()).try_acquire().await.err());
-    errors.extend(sync.leader("x").node(huge.clone()).elect().await.err());
-    errors.extend(sync.leader("x").node(huge.clone()).try_elect().await.err());
-    assert_eq!(errors.len(), 4);
+    for node in &nodes {
+        errors.extend(sync.lock("x").node(node.clone()).acquire().await.err());
+        errors.extend(sync.lock("x").node(node.clone()).try_acquire().await.err());
+        errors.extend(sync.leader("x").node(node.clone()).elect().await.err());
+        errors.extend(sync.leader("x").node(node.clone()).try_elect().await.err());
+    }
+    assert_eq!(errors.len(), 8);
     assert_nothing_sent(&faults);
     let elected = sync.leader("x").node(Node::new("small")).elect().await?;
-    errors.extend(elected.update(huge).await.err());
-    assert_eq!(errors.len(), 5);
+    for node in nodes {
+        errors.extend(elected.update(node).await.err());
+    }
+    assert_eq!(errors.len(), 10);
     for error in errors {
         assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
     }

@@ -86,6 +86,23 @@ async fn update_after_a_shutdown_says_closed_like_resign() {
     assert_eq!(kind, elected.resign().await.unwrap_err().kind());
 }
 
+#[tokio::test]
+async fn a_run_that_a_shutdown_ends_says_so_and_not_that_it_could_not_campaign() {
+    let w = world(Expiry::Session, true);
+    let leader = w.sync.leader("x");
+    let running =
+        tokio::spawn(
+            async move { leader.run(|_| std::future::pending::<()>()).await.unwrap_err() },
+        );
+    settle().await;
+    w.sync.shutdown().await.unwrap();
+    let error = running.await.unwrap();
+    assert_eq!(error.kind(), ErrorKind::Closed);
+    assert_eq!(error.revocation().unwrap().cause, Cause::Closed);
+    let text = "could not go on as leader \"x\" on faulty at here: the coordinator was shut down";
+    assert_eq!(error.to_string(), text);
+}
+
 #[derive(Debug)]
 struct Counting(BootClock, AtomicUsize);
 #[async_trait]

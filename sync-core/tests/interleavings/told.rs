@@ -3,14 +3,15 @@
 
 use std::fmt::{Debug, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use sync_core::backend::{Backend, Expiry, Loss};
-use sync_core::{Cause, HeldClock, Kind, Name, Namespace, Options, memory};
+use sync_core::{Cause, ErrorKind, HeldClock, Kind, Name, Namespace, Node, Options, memory};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
-use tracing::{Event, Metadata, Subscriber};
+use tracing::subscriber::DefaultGuard;
+use tracing::{Dispatch, Event, Metadata, Subscriber};
 
 use crate::common::{Act, Verb, pass, settle, world};
 
@@ -74,10 +75,19 @@ impl Subscriber for Notes {
     fn exit(&self, _: &Id) {}
 }
 
+fn listen() -> (Notes, DefaultGuard) {
+    // Where there is but one, tracing asks the thread that comes by first whether a place in the
+    // code is told of at all; and that may be another test's, which listens to nothing.
+    static ANOTHER: OnceLock<Dispatch> = OnceLock::new();
+    ANOTHER.get_or_init(|| Dispatch::new(Notes::default()));
+    let notes = Notes::default();
+    let guard = tracing::subscriber::set_default(notes.clone());
+    (notes, guard)
+}
+
 #[tokio::test]
 async fn spans_and_events_tell_what_becomes_of_a_claim() {
-    let notes = Notes::default();
-    let _listening = tracing::subscriber::set_default(notes.clone());
+    let (notes, _listening) = listen();
     let clock = Arc::new(HeldClock::new());
     let store = memory::Store::with_clock(Arc::clone(&clock) as _);
     let environment = sync_core::Environment::default().clock(Arc::clone(&clock) as _);
@@ -128,14 +138,55 @@ async fn spans_and_events_tell_what_becomes_of_a_claim() {
 
 #[tokio::test]
 async fn a_renewal_that_fails_is_told() {
-    let notes = Notes::default();
-    let _listening = tracing::subscriber::set_default(notes.clone());
+    let (notes, _listening) = listen();
     let w = world(Expiry::Session, true);
     let guard = w.sync.lock("report").acquire().await.unwrap();
     w.plan.always(Verb::Renew, Act::Unknown);
     pass(&w.clock, Duration::from_secs(6)).await;
-    notes.assert_has(&["renewal failed", "error=Renew unknown"]);
+    notes.assert_has(&["renewal failed", "error=Renew unknown", " left=9."]);
     pass(&w.clock, Duration::from_secs(10)).await;
     assert_eq!(guard.revoked().await.cause, Cause::Deadline);
     notes.assert_has(&["revoked", "cause=\"deadline\"", "name=\"report\""]);
+}
+
+/// The log is not all: whoever is told of the loss finds the reason in the error.
+#[tokio::test]
+async fn the_error_of_what_was_not_renewed_says_why() {
+    for expiry in [Expiry::Session, Expiry::Claim] {
+        let w = world(expiry, true);
+        let lock = w.sync.lock("report");
+        let guard = lock.acquire().await.unwrap();
+        let elected = w.sync.leader("report").elect().await.unwrap();
+        let running = tokio::spawn({
+            let lock = w.sync.lock("nightly");
+            async move { lock.run(|_| std::future::pending::<()>()).await.unwrap_err() }
+        });
+        settle().await;
+        w.plan.always(Verb::Renew, Act::Refuse(ErrorKind::Denied));
+        pass(&w.clock, Duration::from_secs(16)).await;
+        w.plan.always(Verb::Renew, Act::Pass);
+        // Whatever becomes of others on the same session meanwhile.
+        let other = w.sync.lock("other").acquire().await.unwrap();
+        pass(&w.clock, Duration::from_secs(6)).await;
+        assert!(other.is_valid());
+        for error in [
+            elected.update(Node::new("n")).await.unwrap_err(),
+            elected.resign().await.unwrap_err(),
+            guard.release().await.unwrap_err(),
+            running.await.unwrap(),
+        ] {
+            assert_eq!(error.kind(), ErrorKind::Lost, "{error}");
+            assert_eq!(error.revocation().unwrap().cause, Cause::Deadline);
+            let why =
+                "no renewal succeeded before the deadline: the last one failed: Renew refused";
+            assert!(error.to_string().ends_with(why), "{expiry:?}: {error}");
+        }
+        // What is lost for another reason has nothing to do with renewals.
+        w.plan.next(Verb::Renew, Act::Unknown);
+        pass(&w.clock, Duration::from_secs(5)).await;
+        w.plan.tell(Loss::Session);
+        settle().await;
+        let error = other.release().await.unwrap_err();
+        assert!(!error.to_string().contains("renewal"), "{error}");
+    }
 }
