@@ -337,7 +337,7 @@ impl Config {
             if let Some(path) = url.strip_prefix("unix://") {
                 socket = Some(PathBuf::from(path));
                 endpoints.push(url.to_owned());
-                bases.push("http://consul".to_owned());
+                bases.push(parse("http://consul", self.called)?.base);
                 continue;
             }
             let Place { base, endpoint, basic: user } = parse(url, self.called)?;
@@ -348,7 +348,7 @@ impl Config {
         if socket.is_some() && bases.len() > 1 {
             return Err(invalid("a socket stands among several agents"));
         }
-        let secure = bases.iter().filter(|base| base.starts_with("https")).count();
+        let secure = bases.iter().filter(|base| base.scheme() == "https").count();
         if secure != 0 && secure != bases.len() {
             return Err(invalid("some of its URLs are https:// and others http://"));
         }
@@ -363,8 +363,8 @@ impl Config {
         let given = !matches!(credentials.token, Token::None);
         let needed = error::permissions(keys.prefix(), given).into();
         let several = bases.len() > 1;
-        let base = |(url, endpoint): (String, &String)| Base {
-            url: url.into(),
+        let base = |(url, endpoint): (Url, &String)| Base {
+            url,
             name: several.then(|| endpoint.as_str().into()),
         };
         let bases = bases.into_iter().zip(&endpoints).map(base).collect();
@@ -420,8 +420,8 @@ impl Config {
 
 /// What a URL says of an agent.
 struct Place {
-    /// Without user and password, and without a slash at its end.
-    base: String,
+    /// Without user and password.
+    base: Url,
     /// Host and port.
     endpoint: String,
     /// `user:password`.
@@ -454,7 +454,7 @@ fn parse(url: &str, called: &str) -> Result<Place, Error> {
     };
     // A place without a host has none to take them off, and there is none.
     let _ = (parsed.set_username(""), parsed.set_password(None));
-    Ok(Place { base: parsed.as_str().trim_end_matches('/').to_owned(), endpoint, basic })
+    Ok(Place { base: parsed, endpoint, basic })
 }
 
 pub(crate) fn invalid(reason: impl Into<String>) -> Error {

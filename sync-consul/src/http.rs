@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use reqwest::{Client, Method, Response};
+use reqwest::{Client, Method, Response, Url};
 use sync_core::connection::{Connector, Dial, Health};
 use sync_core::{Clock, ErrorKind, Moment, StoreError};
 use tokio::sync::Semaphore;
@@ -58,13 +58,20 @@ pub(crate) struct Agents {
 /// Where an agent is.
 #[derive(Debug, Clone)]
 pub(crate) struct Base {
-    /// What its URLs begin with, without a slash at the end.
-    pub(crate) url: Arc<str>,
+    /// What its URLs begin with.
+    pub(crate) url: Url,
     /// What errors call it where there are others.
     pub(crate) name: Option<Arc<str>>,
 }
 
 impl Base {
+    fn at(&self, path: &str, query: Option<&str>) -> Url {
+        let mut url = self.url.clone();
+        url.set_path(&[self.url.path().trim_end_matches('/'), path].concat());
+        url.set_query(query);
+        url
+    }
+
     fn named(&self, error: StoreError) -> StoreError {
         named(self.name.as_deref(), error)
     }
@@ -103,7 +110,7 @@ impl Dial for Agents {
             polls: (self.recipe)(SPARE)?,
         };
         // Answered without any permission. On the connection that renewals will need.
-        let request = agent.renewals.get(format!("{}/v1/status/leader", base.url));
+        let request = agent.renewals.get(base.at("/v1/status/leader", None));
         let request = request.headers(self.credentials.headers()?);
         let sent = request.send().await;
         let answer = sent.map_err(|error| base.named(error::unconnected(error)))?;
@@ -120,7 +127,7 @@ impl Dial for Agents {
     }
 
     fn explain(&self, silence: StoreError) -> StoreError {
-        if self.bases.iter().any(|base| base.url.starts_with("https")) {
+        if self.bases.iter().any(|base| base.url.scheme() == "https") {
             return silence.advise("an agent that does not speak TLS on this port may say nothing");
         }
         silence
@@ -253,12 +260,16 @@ impl Http {
             Lane::Renewals => renewals,
             Lane::Polls => polls,
         };
-        let question = match (ask.query, &*agents.places) {
-            ("", "") => String::new(),
-            ("", more) | (more, "") => format!("?{more}"),
-            (query, more) => format!("?{query}&{more}"),
+        let both;
+        let query = match (ask.query, &*agents.places) {
+            ("", "") => None,
+            ("", one) | (one, "") => Some(one),
+            (one, other) => {
+                both = [one, "&", other].concat();
+                Some(&*both)
+            }
         };
-        let mut request = client.request(ask.method, format!("{}{}{question}", base.url, ask.path));
+        let mut request = client.request(ask.method, base.at(ask.path, query));
         if let Some(body) = ask.body {
             request = request.body(body);
         }
