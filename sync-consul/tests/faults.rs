@@ -16,7 +16,7 @@ use agent::{agent, client, config, coordinator, delete, destroy, key, keys, only
 use common::Api;
 use front::{Answer, Front, Verdict};
 use sync_conformance::company::{Company, told, waiting_for};
-use sync_conformance::driver::{Driver, TTL, bounded, lock};
+use sync_conformance::driver::{Driver, TTL, bounded, eventually, lock};
 use sync_conformance::logs;
 use sync_conformance::proxy::Proxy;
 use sync_conformance::{Server, server};
@@ -142,9 +142,10 @@ async fn an_agent_that_is_stopped_for_longer_revokes_in_time_and_serves_the_next
 async fn an_agent_that_is_killed_and_comes_back_with_its_data_goes_on_with_those_who_held() {
     let server = agent(&[]).await;
     let url = server.url();
-    let company = company("a", &url, &url, Duration::from_secs(20)).await;
+    let mut company = company("a", &url, &url, Duration::from_secs(20)).await;
     server.restart().await.unwrap();
-    sleep(Duration::from_secs(1)).await;
+    company.elected.update(Node::new("two")).await.unwrap();
+    told(&mut company.changes, "two").await;
     assert!(company.guard.is_valid(), "{:?}", company.guard.revocation());
     company.guard.release().await.unwrap();
     let next = timeout(3 * SOON, company.waiting).await.expect("woken").unwrap().unwrap();
@@ -188,9 +189,12 @@ async fn an_agent_without_a_leader_is_an_unreachable_store_and_recovers() {
 #[tokio::test]
 async fn at_the_agents_limit_of_connections_what_is_held_stays_held() {
     let server = agent(&["limits { http_max_conns_per_client = 12 }"]).await;
-    let sync = coordinator(&server.url(), Duration::from_secs(3)).await;
+    let proxy = proxy(&server).await;
+    let sync = coordinator(&to(&[proxy.address()]), Duration::from_secs(3)).await;
     let guard = sync.lock("a").acquire().await.unwrap();
-    sleep(Duration::from_millis(300)).await;
+    // One for the long poll, one for the rest.
+    let connected = async || if proxy.accepted() >= 2 { Ok(()) } else { Err(proxy.accepted()) };
+    eventually(SOON, connected).await;
     // Others of this host take all the rest.
     let mut hogs = Vec::new();
     for _ in 0..30 {
@@ -317,9 +321,11 @@ async fn what_goes_wrong_is_logged_in_words_and_not_a_thousand_times() {
     let guard = sync.lock("a").acquire().await.unwrap();
     server.stop().unwrap();
     sleep(Duration::from_secs(4)).await;
+    let before = guard.deadline();
     server.resume().unwrap();
-    sleep(Duration::from_secs(3)).await;
-    assert!(guard.is_valid(), "{:?}", guard.revocation());
+    let renewed =
+        async || if guard.deadline() > before { Ok(()) } else { Err("it is not renewed") };
+    eventually(SOON, renewed).await;
     let text = logs.of("sync_");
     let warnings = text.lines().filter(|line| line.starts_with("WARN")).count();
     assert!((1..=10).contains(&warnings), "{warnings}: {text}");
