@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout};
 use tokio_stream::StreamExt;
 
 use crate::certificates::Certificates;
+use crate::logs;
 use crate::server::{Launch, Server};
 
 /// How long connecting may take here.
@@ -300,7 +301,7 @@ pub async fn no_key_is_shown<S: Settings>() {
         let settings = settings.identity(certificate, key.clone());
         shown += &format!("{settings:?}");
         let error = settings.connect().await.map(|_| ()).expect_err("nobody listens there");
-        shown += &format!("{error} {error:?} {:?}", std::error::Error::source(&error));
+        shown += &logs::shown(&error);
     }
     let secret = String::from_utf8_lossy(&key);
     let line = secret.lines().nth(1).expect("a line of it");
