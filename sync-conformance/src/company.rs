@@ -19,12 +19,16 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::StreamExt;
 
+use crate::cli::example::Example;
 use crate::fault::{Faults, Verb};
 use crate::proxy::{Flow, Proxy, Toward};
 use crate::server::Server;
 
 /// For what comes about at once, on a busy machine.
 const SOON: Duration = Duration::from_secs(5);
+
+/// For what takes as long as it takes.
+const LONG: Duration = Duration::from_secs(60);
 
 /// Somebody who holds a lock and leads, somebody who waits for that lock, and somebody who follows
 /// the election of the same name.
@@ -300,6 +304,32 @@ pub async fn change_ways(
         company.change_ways(&ways, silent, ttl).await;
     };
     tokio::join!(survives("silent", true), survives("broken", false));
+}
+
+/// Somebody counts up `ours` times by this lock, and so do others `theirs` times by a program of the
+/// store's own, two of them at a time: `start` runs a script under the same lock. Nothing of it is
+/// lost.
+///
+/// # Panics
+/// When something is, or one of them cannot have the lock.
+pub async fn lose_no_update(
+    lock: &Lock,
+    [ours, theirs]: [u64; 2],
+    pause: Duration,
+    start: impl Fn(&str) -> Example,
+) {
+    let counter = Counter::new();
+    let script = counter.script();
+    let others = async {
+        for _ in 0..theirs / 2 {
+            for other in [start(&script), start(&script)] {
+                let status = other.exit(LONG).await.expect("it ends");
+                assert_eq!(status, 0, "{}", other.said());
+            }
+        }
+    };
+    tokio::join!(others, counter.count_up(lock, ours, pause));
+    assert_eq!(counter.value(), ours + theirs);
 }
 
 /// Acquires in the background.
