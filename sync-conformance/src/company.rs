@@ -6,6 +6,7 @@
 #![allow(clippy::panic, clippy::expect_used, reason = "for tests, which report by panicking")]
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::StreamExt;
 
+use crate::cli::example::Example;
 use crate::fault::{Faults, Verb};
 use crate::proxy::{Flow, Proxy, Toward};
 use crate::server::Server;
@@ -25,20 +27,23 @@ use crate::server::Server;
 /// For what comes about at once, on a busy machine.
 const SOON: Duration = Duration::from_secs(5);
 
+/// For what takes as long as it takes.
+const LONG: Duration = Duration::from_secs(60);
+
 /// Somebody who holds a lock and leads, somebody who waits for that lock, and somebody who follows
 /// the election of the same name.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
-/// use std::sync::Arc;
+/// use std::time::Duration;
 ///
 /// use sync_conformance::company::Company;
-/// use sync_core::{Namespace, Options, memory};
+/// use sync_core::{Namespace, memory};
 ///
 /// let store = memory::Store::new();
-/// let backend = || Arc::new(store.backend(&Namespace::default())) as Arc<dyn sync_core::Backend>;
-/// let company = Company::begin("a", &Options::new(), [backend(), backend(), backend()]).await;
+/// let backend = async |_: &str, _| store.backend(&Namespace::default());
+/// let company = Company::begin("a", Duration::from_secs(5), ["memory", "memory"], backend).await;
 /// company.go_on().await;
 /// # }
 /// ```
@@ -53,27 +58,38 @@ pub struct Company {
     pub changes: Changes,
     /// Of the holder, of who waits, of who follows.
     pub coordinators: [Coordinator; 3],
+    /// What all this is of.
+    of: String,
 }
 
 impl Company {
-    /// All have come to where they are, each on a backend of its own.
+    /// All have come to where they are, each on a backend of its own: the holder's is connected to
+    /// the first of these URLs, the others' to the second.
     ///
     /// # Panics
     /// When somebody does not.
-    pub async fn begin(of: &str, options: &Options, backends: [Arc<dyn Backend>; 3]) -> Self {
+    pub async fn begin<B: Backend>(
+        of: &str,
+        ttl: Duration,
+        [holds, looks]: [&str; 2],
+        backend: impl AsyncFn(&str, Options) -> B,
+    ) -> Self {
         let calls = Faults::new();
-        let [holder, waiter, follower] = backends;
-        let plain = |backend| Coordinator::new(backend, options).expect("options that fit");
-        let holder = plain(holder);
-        let waiter = calls.coordinator(waiter, options).expect("options that fit");
-        let follower = plain(follower);
+        let options = Options::new().ttl(ttl);
+        let connect = async |url| Arc::new(backend(url, options.clone()).await);
+        let plain = |backend| Coordinator::new(backend, &options).expect("options that fit");
+        let holder = plain(connect(holds).await);
+        let waiter = connect(looks).await;
+        let waiter = calls.coordinator(waiter, &options).expect("options that fit");
+        let follower = plain(connect(looks).await);
         let guard = holder.lock(of).acquire().await.expect("it is free");
         let elected = holder.leader(of).node(Node::new("one")).elect().await.expect("it is free");
         let waiting = waiting_for(waiter.lock(of));
         let mut changes = follower.leader(of).changes().expect("it can be followed");
         told(&mut changes, "one").await;
         timeout(SOON, calls.called(Verb::Wait, 1)).await.expect("it stands in line");
-        Self { guard, elected, waiting, changes, coordinators: [holder, waiter, follower] }
+        let coordinators = [holder, waiter, follower];
+        Self { guard, elected, waiting, changes, coordinators, of: of.to_owned() }
     }
 
     /// All goes on as if nothing had been, and soon.
@@ -130,10 +146,7 @@ impl Company {
 
     /// Of the two ways to the store now one and now the other falls silent or breaks, each for longer
     /// than the TTL.
-    ///
-    /// # Panics
-    /// When the other is not found in time.
-    pub async fn change_ways(self, ways: &[Proxy; 2], silent: bool, ttl: Duration) {
+    async fn change_ways(self, ways: &[Proxy; 2], silent: bool, ttl: Duration) {
         for bad in ways {
             match silent {
                 true => bad.set(Toward::Client, Flow::Swallow),
@@ -176,6 +189,19 @@ impl Company {
         assert!(!self.waiting.is_finished());
         server.resume().expect("it is stopped");
         served(self.waiting, within).await;
+    }
+
+    /// The holder has lost everything, and the store is back: within this time who waits is served,
+    /// and within as long somebody leads.
+    ///
+    /// # Panics
+    /// When it takes longer, or the follower is not told.
+    pub async fn recover(mut self, within: Duration) {
+        served(self.waiting, within).await;
+        let campaign = self.coordinators[1].leader(&*self.of).node(Node::new("two"));
+        let elected = timeout(within, campaign.elect()).await.expect("it is elected in time");
+        told(&mut self.changes, "two").await;
+        elected.expect("it is elected").resign().await.expect("it leads");
     }
 }
 
@@ -257,6 +283,53 @@ impl Counter {
     fn set(&self, value: u64) {
         std::fs::write(&self.path, format!("{value}\n")).expect("a file");
     }
+}
+
+/// One company whose ways to this server fall silent and one whose ways break, at the same time: of
+/// its two ways now the one and now the other, each for longer than the TTL. `begin` makes the
+/// company of a name that is connected by these addresses.
+///
+/// # Panics
+/// When the other way is not found in time.
+pub async fn change_ways(
+    server: &Server,
+    ttl: Duration,
+    begin: impl AsyncFn(&str, [SocketAddr; 2]) -> Company,
+) {
+    let address = *server.addresses().first().expect("it has an address");
+    let way = || async { Proxy::start(address).await.expect("a port") };
+    let survives = async |of, silent| {
+        let ways = [way().await, way().await];
+        let company = begin(of, [ways[0].address(), ways[1].address()]).await;
+        company.change_ways(&ways, silent, ttl).await;
+    };
+    tokio::join!(survives("silent", true), survives("broken", false));
+}
+
+/// Somebody counts up `ours` times by this lock, and so do others `theirs` times by a program of the
+/// store's own, two of them at a time: `start` runs a script under the same lock. Nothing of it is
+/// lost.
+///
+/// # Panics
+/// When something is, or one of them cannot have the lock.
+pub async fn lose_no_update(
+    lock: &Lock,
+    [ours, theirs]: [u64; 2],
+    pause: Duration,
+    start: impl Fn(&str) -> Example,
+) {
+    let counter = Counter::new();
+    let script = counter.script();
+    let others = async {
+        for _ in 0..theirs / 2 {
+            for other in [start(&script), start(&script)] {
+                let status = other.exit(LONG).await.expect("it ends");
+                assert_eq!(status, 0, "{}", other.said());
+            }
+        }
+    };
+    tokio::join!(others, counter.count_up(lock, ours, pause));
+    assert_eq!(counter.value(), ours + theirs);
 }
 
 /// Acquires in the background.

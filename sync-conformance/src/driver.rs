@@ -15,6 +15,8 @@ use sync_core::backend::{
 use sync_core::{Coordinator, Kind, LockGuard, Name, OsRng, Rng};
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::proxy::Proxy;
+
 /// A TTL that no test outlives.
 pub const TTL: Duration = Duration::from_secs(10);
 
@@ -121,6 +123,14 @@ impl Driver {
         self.backend.end(&self.session, claim, None, true).await.expect("an answer")
     }
 
+    /// Changes the record of a claim that was granted.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub async fn update(&self, claim: &Claim, grant: &Grant) -> Updated {
+        self.backend.update(&self.session, claim, grant).await.expect("an answer")
+    }
+
     /// Tries as the core does until the claim is held.
     ///
     /// # Panics
@@ -185,6 +195,13 @@ pub fn claim(kind: Kind, of: &str, queue: bool) -> Claim {
     Claim::new(kind, name(of), nonce, record("node", nonce).into(), queue)
 }
 
+/// The same claim with the record of a node with this id.
+#[must_use]
+pub fn renamed(claim: &Claim, id: &str) -> Claim {
+    let record = record(id, claim.nonce).into();
+    Claim::new(claim.kind, claim.name.clone(), claim.nonce, record, claim.queue)
+}
+
 /// A claim to a lock, in line if it is taken.
 ///
 /// # Panics
@@ -239,11 +256,8 @@ pub async fn follow(leader: &Driver, follower: &Driver, of: &str, within: Durati
             match step {
                 0 => grant = Some(leader.held(&claimed).await),
                 1 => {
-                    let new = record("new", claimed.nonce).into();
-                    let new = Claim::new(Kind::Leader, name.clone(), claimed.nonce, new, true);
                     let grant = grant.as_ref().expect("it was granted");
-                    let updated = leader.backend.update(&leader.session, &new, grant).await;
-                    updated.expect("an answer");
+                    leader.update(&renamed(&claimed, "new"), grant).await;
                 }
                 2 => drop(leader.end(&claimed).await),
                 _ => drop(leader.held(&claim(Kind::Leader, of, true)).await),
@@ -260,6 +274,96 @@ pub async fn follow(leader: &Driver, follower: &Driver, of: &str, within: Durati
     seen
 }
 
+/// A follower of the election `of` is told of nothing while `work` is done, nor soon after.
+///
+/// # Panics
+/// When it is.
+pub async fn not_told(follower: &Driver, of: &str, seen: &Sighting, work: impl Future) {
+    let name = name(of);
+    let watch = follower.backend.watch(Kind::Leader, &name, &seen.version);
+    let soon_after = async {
+        work.await;
+        sleep(Duration::from_millis(200)).await;
+    };
+    tokio::select! {
+        biased;
+        sighting = watch => panic!("nothing has changed: {sighting:?}"),
+        () = soon_after => {}
+    }
+}
+
+/// Leads the election `of`, which nobody leads, and changes its record: from the version that is
+/// known and from no other, until it is given back. `stands` looks at what is in the store after a
+/// change. Gives a change that comes too late.
+///
+/// # Panics
+/// When a change is made that must not be, or is not made that must be.
+pub async fn change_record(
+    leader: &Driver,
+    of: &str,
+    mut stands: impl AsyncFnMut(&Claim, &Grant),
+) -> (Claim, Grant) {
+    let first = claim(Kind::Leader, of, true);
+    let (second, third) = (renamed(&first, "second"), renamed(&first, "third"));
+    let grant = leader.held(&first).await;
+    let Updated::Done(version) = leader.update(&second, &grant).await else {
+        panic!("not updated")
+    };
+    let again = leader.update(&second, &grant).await;
+    assert!(matches!(again, Updated::Done(now) if now == version), "it finds itself done");
+    let late = leader.update(&third, &grant).await;
+    assert!(matches!(late, Updated::Stale(now) if now == version), "a late one undoes nothing");
+    let seen = leader.backend.holder(Kind::Leader, &first.name).await.expect("an answer");
+    assert_eq!(seen.version, version, "what an observer is told");
+    let newer = Grant { version, ..grant.clone() };
+    stands(&second, &newer).await;
+
+    let Updated::Done(version) = leader.update(&third, &newer).await else { panic!("not updated") };
+    let newest = Grant { version, ..newer };
+    let again = leader.backend.try_claim(&leader.session, &first, None, true).await;
+    assert!(
+        matches!(&again, Ok(Attempt::Held(now)) if now.token == grant.token),
+        "a repeated attempt finds what it did: {again:?}"
+    );
+    stands(&third, &newest).await;
+    assert_eq!(leader.release(&first, &grant).await, Ended::Released, "whatever the version");
+    assert!(matches!(leader.update(&second, &newest).await, Updated::NotOurs));
+    (second, newest)
+}
+
+/// Tries for the lock `of` while the network keeps what is sent, and abandons that: the claim, whose
+/// attempt arrives by [`Proxy::let_through`].
+///
+/// # Panics
+/// When the attempt is not kept, or the abandon finds it.
+pub async fn abandon_what_is_kept(driver: &Driver, proxy: &Proxy, of: &str) -> Claim {
+    driver.end(&lock("warm")).await;
+    let late = lock(of);
+    proxy.hold();
+    assert!(bounded(driver.attempt(&late)).await.is_none(), "it is kept");
+    assert!(proxy.held() > 0);
+    // On another connection, since this one has answered nothing.
+    assert_eq!(driver.abandon(&late).await, Ended::NotOurs);
+    late
+}
+
+/// Holds and renews by a connection that falls silent meanwhile: new ones go through.
+///
+/// # Panics
+/// When the first renewal after that is answered, or the second is not.
+pub async fn renew_past_a_silence(driver: &Driver, proxy: &Proxy) {
+    let claim = lock("a");
+    let grant = driver.held(&claim).await;
+    let held = [Held { grant: grant.clone(), claim: claim.clone().into() }];
+    let renew = || bounded(driver.backend.renew(&driver.session, &held));
+    renew().await.expect("an answer").expect("it lives");
+    proxy.hold();
+    assert!(renew().await.is_none());
+    let renewal = renew().await.expect("an answer on another");
+    assert!(matches!(renewal, Ok(Renewal::Alive { .. })), "{renewal:?}");
+    assert_eq!(driver.release(&claim, &grant).await, Ended::Released);
+}
+
 /// Makes every request that a backend makes: `a` leads, `b` stands in line, follows and succeeds it.
 /// `meanwhile` is what happens to the store half-way.
 ///
@@ -272,14 +376,13 @@ pub async fn run_through(a: &Driver, b: &Driver, meanwhile: impl AsyncFnOnce()) 
     b.blocked(&claim(Kind::Leader, "a", false)).await;
     let of = name("a");
     let seen = b.backend.holder(Kind::Leader, &of).await.expect("it may be read");
-    let renamed = record("new", first.nonce).into();
-    let renamed = Claim::new(Kind::Leader, name("a"), first.nonce, renamed, true);
+    let renamed = renamed(&first, "new");
     let (watched, updated) = tokio::join!(
         b.backend.watch(Kind::Leader, &of, &seen.version),
-        a.backend.update(&a.session, &renamed, &grant),
+        a.update(&renamed, &grant),
     );
     watched.expect("it may be watched");
-    assert!(matches!(updated, Ok(Updated::Done(_))), "{updated:?}");
+    assert!(matches!(updated, Updated::Done(_)), "{updated:?}");
     meanwhile().await;
     let held = [Held { claim: first.clone().into(), grant }];
     let renewed = a.backend.renew(&a.session, &held).await;

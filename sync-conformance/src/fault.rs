@@ -94,6 +94,8 @@ struct Control {
     calls: watch::Sender<HashMap<Verb, usize>>,
     /// How many of them returned without an error.
     done: watch::Sender<HashMap<Verb, usize>>,
+    /// How many of them have neither returned nor been dropped.
+    under_way: watch::Sender<HashMap<Verb, usize>>,
     /// How many requests are [`Fault::Late`] and not applied yet.
     late: watch::Sender<usize>,
     /// How many calls of [`Backend::end`] said that some attempt was never answered.
@@ -117,6 +119,7 @@ impl Faults {
             plans: Mutex::default(),
             calls: watch::Sender::new(HashMap::new()),
             done: watch::Sender::new(HashMap::new()),
+            under_way: watch::Sender::new(HashMap::new()),
             late: watch::Sender::new(0),
             abandons: AtomicUsize::new(0),
             releases: watch::Sender::new(0),
@@ -188,6 +191,15 @@ impl Faults {
         let _ = self.0.done.subscribe().wait_for(enough).await;
     }
 
+    /// Resolves once exactly `count` calls of `verb` are under way: neither answered nor dropped.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    pub async fn under_way(&self, verb: Verb, count: usize) {
+        let as_many = |under_way: &HashMap<Verb, usize>| of(under_way, verb) == count;
+        let _ = self.0.under_way.subscribe().wait_for(as_many).await;
+    }
+
     /// Resolves once no request is [`Fault::Late`] any more: all have been released and applied.
     ///
     /// # Cancel safety
@@ -249,6 +261,22 @@ impl Released {
     }
 }
 
+/// A call that has neither returned nor been dropped.
+struct UnderWay<'a>(&'a Control, Verb);
+
+impl<'a> UnderWay<'a> {
+    fn begin(control: &'a Control, verb: Verb) -> Self {
+        control.under_way.send_modify(|calls| *calls.entry(verb).or_default() += 1);
+        Self(control, verb)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.under_way.send_modify(|calls| *calls.entry(self.1).or_default() -= 1);
+    }
+}
+
 /// A backend around another that does with each call what its [`Faults`] say.
 ///
 /// ```no_run
@@ -285,6 +313,7 @@ impl Faulty {
     where
         F: Future<Output = Result<T, StoreError>> + Send + 'static,
     {
+        let _until_the_end = UnderWay::begin(&self.faults.0, verb);
         let answer = self.suffer(verb, call).await;
         if answer.is_ok() {
             self.faults.0.done.send_modify(|done| *done.entry(verb).or_default() += 1);

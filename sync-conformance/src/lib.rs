@@ -10,7 +10,7 @@
 //! * [`history`], [`checker`]: what happened, written before anybody could act on it, and its judge.
 //! * [`proxy`], [`fault`]: what goes wrong on the wire, and in the backend's calls.
 //! * [`child`], [`process`], [`register`]: victims, and the resource that fencing protects.
-//! * [`driver`], [`logs`], [`certificates`]: for a backend's own tests, beside the suite.
+//! * [`driver`], [`logs`], [`certificates`], [`tls`]: for a backend's own tests, beside the suite.
 //! * [`bench`](mod@bench): workloads for measuring, beside the store's own commands.
 //!
 //! It stops and kills processes, and so is for Unix; elsewhere this crate is empty.
@@ -38,6 +38,7 @@ pub mod server;
 mod soak;
 pub mod store;
 pub mod suite;
+pub mod tls;
 
 pub use context::{Context, Route};
 pub use failed::Failed;

@@ -1,5 +1,6 @@
 //! What is logged, for tests that look at it.
 
+use std::error::Error;
 use std::fmt::{self, Write as _};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -28,6 +29,23 @@ pub fn capture() -> (Logs, DefaultGuard) {
     let logs = Logs::default();
     let guard = tracing::subscriber::set_default(logs.clone());
     (logs, guard)
+}
+
+/// An error with all its causes, as somebody may log it.
+///
+/// ```
+/// let error = std::io::Error::other("a cause");
+/// assert!(sync_conformance::logs::shown(&error).contains("a cause"));
+/// ```
+#[must_use]
+pub fn shown(error: &dyn Error) -> String {
+    let mut shown = format!("{error} {error:?}");
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let _ = write!(shown, " {inner} {inner:?}");
+        cause = inner.source();
+    }
+    shown
 }
 
 /// What was logged. See [`capture`].

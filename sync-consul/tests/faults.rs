@@ -9,33 +9,27 @@ mod common;
 mod front;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use agent::{agent, client, config, coordinator, delete, destroy, key, keys, only, operator};
 use common::Api;
 use front::{Answer, Front, Verdict};
-use sync_conformance::company::{Company, told, waiting_for};
-use sync_conformance::driver::{Driver, TTL, bounded, lock};
+use sync_conformance::company::{Company, change_ways, told, waiting_for};
+use sync_conformance::driver::{Driver, TTL, eventually, lock, renew_past_a_silence};
 use sync_conformance::logs;
 use sync_conformance::proxy::Proxy;
 use sync_conformance::{Server, server};
 use sync_consul::{Cause, Node, Options};
-use sync_core::backend::{Ended, Held, Renewal};
-use sync_core::{Backend, ErrorKind};
+use sync_core::ErrorKind;
+use sync_core::backend::Ended;
 use tokio::time::{sleep, timeout};
 
 const SOON: Duration = Duration::from_secs(5);
 
 /// The holder is connected to one URL, the others to another.
 async fn company(of: &str, holds: &str, looks: &str, ttl: Duration) -> Company {
-    let options = Options::new().ttl(ttl);
-    let backend = async |url: &str| {
-        let backend = config(url).options(options.clone()).backend().await.unwrap();
-        Arc::new(backend) as Arc<dyn Backend>
-    };
-    let backends = [backend(holds).await, backend(looks).await, backend(looks).await];
-    Company::begin(of, &options, backends).await
+    let backend = async |url: &str, options| config(url).options(options).backend().await.unwrap();
+    Company::begin(of, ttl, [holds, looks], backend).await
 }
 
 /// The URL that leads to these addresses.
@@ -95,13 +89,8 @@ async fn what_was_taken_away_while_the_connections_were_broken_is_told_when_they
 async fn an_agent_that_falls_silent_or_breaks_is_left_before_the_deadline() {
     let server = agent(&[]).await;
     let ttl = Duration::from_secs(3);
-    let survives = async |silent| {
-        let ways = [proxy(&server).await, proxy(&server).await];
-        let url = to(&[ways[0].address(), ways[1].address()]);
-        let of = if silent { "silent" } else { "broken" };
-        company(of, &url, &url, ttl).await.change_ways(&ways, silent, ttl).await;
-    };
-    tokio::join!(survives(true), survives(false));
+    change_ways(&server, ttl, async |of, ways| company(of, &to(&ways), &to(&ways), ttl).await)
+        .await;
 }
 
 /// One that keeps what it is told, on the connections that there are: new ones go through.
@@ -110,15 +99,7 @@ async fn a_connection_that_fell_silent_is_replaced_where_there_is_only_one_agent
     let server = agent(&[]).await;
     let proxy = proxy(&server).await;
     let a = Driver::on(config(to(&[proxy.address()])).backend().await.unwrap(), TTL).await;
-    let first = lock("a");
-    let grant = a.held(&first).await;
-    let held = [Held { grant: grant.clone(), claim: first.clone().into() }];
-    a.backend.renew(&a.session, &held).await.unwrap();
-    proxy.hold();
-    assert!(bounded(a.backend.renew(&a.session, &held)).await.is_none());
-    let renewal = bounded(a.backend.renew(&a.session, &held)).await.expect("on another");
-    assert!(matches!(renewal.unwrap(), Renewal::Alive { .. }));
-    assert_eq!(a.release(&first, &grant).await, Ended::Released);
+    renew_past_a_silence(&a, &proxy).await;
 }
 
 #[tokio::test]
@@ -142,9 +123,10 @@ async fn an_agent_that_is_stopped_for_longer_revokes_in_time_and_serves_the_next
 async fn an_agent_that_is_killed_and_comes_back_with_its_data_goes_on_with_those_who_held() {
     let server = agent(&[]).await;
     let url = server.url();
-    let company = company("a", &url, &url, Duration::from_secs(20)).await;
+    let mut company = company("a", &url, &url, Duration::from_secs(20)).await;
     server.restart().await.unwrap();
-    sleep(Duration::from_secs(1)).await;
+    company.elected.update(Node::new("two")).await.unwrap();
+    told(&mut company.changes, "two").await;
     assert!(company.guard.is_valid(), "{:?}", company.guard.revocation());
     company.guard.release().await.unwrap();
     let next = timeout(3 * SOON, company.waiting).await.expect("woken").unwrap().unwrap();
@@ -160,7 +142,7 @@ async fn an_agent_without_a_leader_is_an_unreachable_store_and_recovers() {
     let consul = Api::new(&third, None);
     agent::ready(&consul).await;
     let ttl = Duration::from_secs(4);
-    let mut company = company("a", &third, &third, ttl).await;
+    let company = company("a", &third, &third, ttl).await;
     let killed = Instant::now();
     cluster.members()[0].kill().unwrap();
     cluster.members()[1].kill().unwrap();
@@ -176,21 +158,19 @@ async fn an_agent_without_a_leader_is_an_unreachable_store_and_recovers() {
         member.restart().await.unwrap_or_else(|failed| panic!("{}", failed.to_text()));
     }
     // The sessions' times begin anew with the new leader.
-    let next = timeout(ttl * 6, company.waiting).await.expect("recovered").unwrap().unwrap();
-    next.release().await.unwrap();
-    let campaign = company.coordinators[1].leader("a").node(Node::new("two"));
-    let elected = timeout(ttl * 6, campaign.elect()).await.expect("recovered").unwrap();
-    told(&mut company.changes, "two").await;
-    elected.resign().await.unwrap();
+    company.recover(ttl * 6).await;
 }
 
 /// A reset at the limit of connections says nothing of the others.
 #[tokio::test]
 async fn at_the_agents_limit_of_connections_what_is_held_stays_held() {
     let server = agent(&["limits { http_max_conns_per_client = 12 }"]).await;
-    let sync = coordinator(&server.url(), Duration::from_secs(3)).await;
+    let proxy = proxy(&server).await;
+    let sync = coordinator(&to(&[proxy.address()]), Duration::from_secs(3)).await;
     let guard = sync.lock("a").acquire().await.unwrap();
-    sleep(Duration::from_millis(300)).await;
+    // One for the long poll, one for the rest.
+    let connected = async || if proxy.accepted() >= 2 { Ok(()) } else { Err(proxy.accepted()) };
+    eventually(SOON, connected).await;
     // Others of this host take all the rest.
     let mut hogs = Vec::new();
     for _ in 0..30 {
@@ -317,9 +297,11 @@ async fn what_goes_wrong_is_logged_in_words_and_not_a_thousand_times() {
     let guard = sync.lock("a").acquire().await.unwrap();
     server.stop().unwrap();
     sleep(Duration::from_secs(4)).await;
+    let before = guard.deadline();
     server.resume().unwrap();
-    sleep(Duration::from_secs(3)).await;
-    assert!(guard.is_valid(), "{:?}", guard.revocation());
+    let renewed =
+        async || if guard.deadline() > before { Ok(()) } else { Err("it is not renewed") };
+    eventually(SOON, renewed).await;
     let text = logs.of("sync_");
     let warnings = text.lines().filter(|line| line.starts_with("WARN")).count();
     assert!((1..=10).contains(&warnings), "{warnings}: {text}");

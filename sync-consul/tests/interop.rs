@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use agent::{LOCK_FLAGS, PATIENCE, applied, coordinator, destroy, in_line, sessions};
 use sync_conformance::cli::example::{self, Example};
-use sync_conformance::company::Counter;
+use sync_conformance::company::{lose_no_update, waiting_for};
 use sync_conformance::driver::eventually;
 use sync_consul::{Cause, ErrorKind, Lock, LockGuard, Node};
 use tokio::time::{sleep, timeout};
-use tools::{Consul, RETRY, SOON, THEIR_DELAY, TTL, acquire, holds, interrupt};
+use tools::{Consul, RETRY, SOON, THEIR_DELAY, TTL, holds, interrupt};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn we_wait_for_consul_lock_and_follow_it() {
@@ -33,14 +33,14 @@ async fn we_wait_for_consul_lock_and_follow_it() {
     let holder = lock.holder().await.unwrap().expect("a foreign holder");
     assert_eq!((holder.node, holder.token, holder.since), (Node::new(""), None, None));
 
-    let waiting = acquire(&sync, "nightly/report");
+    let waiting = waiting_for(lock.clone());
     in_line(&consul.api, "lock/nightly=2Freport", 1).await;
     sleep(TTL + Duration::from_millis(500)).await;
     assert!(!waiting.is_finished());
 
     let released = Instant::now();
     interrupt(&ctl).await;
-    let guard = waiting.await.unwrap();
+    let guard = waiting.await.unwrap().unwrap();
     assert!(released.elapsed() < SOON, "{:?}", released.elapsed());
     assert!(guard.token().get() > held.create_index);
     assert_eq!(lock.holder().await.unwrap().unwrap().node.id, "us");
@@ -82,11 +82,8 @@ async fn consul_lock_waits_for_us_and_follows_us() {
 async fn consul_lock_follows_a_crash_of_ours_after_its_ttl() {
     let consul = Consul::start().await;
     let key = consul.coordinator("us").await.lock("a").key().unwrap();
-    let program = example::build(env!("CARGO_PKG_NAME"), "consul-lock").unwrap();
-    let (url, ttl) = (consul.server.url(), TTL.as_secs().to_string());
-    let line = ["a", "--url", &url, "--ttl", &ttl, "--", "sleep", "5"];
-    let victim = Example::start(&program, &line, |_| {}).unwrap();
-    victim.event("held token=").await.unwrap();
+    let (package, url) = (env!("CARGO_PKG_NAME"), consul.server.url());
+    let victim = example::holder(package, "consul-lock", &url, TTL).await.unwrap();
     let ctl = consul.lock(&key, &[]);
     consul.until_sessions(2).await;
 
@@ -106,7 +103,7 @@ async fn the_lock_delay_of_consul_lock_is_waited_out_without_asking_all_the_time
     let sync = consul.coordinator("us").await;
     let key = sync.lock("a").key().unwrap();
     let (ctl, held) = consul.lock_holds(&key).await;
-    let waiting = acquire(&sync, "a");
+    let waiting = waiting_for(sync.lock("a"));
     in_line(&consul.api, "lock/a", 1).await;
     let (writes, destroyed) = (applied(&consul.api).await, Instant::now());
     destroy(&consul.api, &held.session).await;
@@ -115,7 +112,7 @@ async fn the_lock_delay_of_consul_lock_is_waited_out_without_asking_all_the_time
     // Renewals make no entry, tries do.
     let writes = applied(&consul.api).await - writes;
     assert!(writes <= 60, "{writes} writes while nothing was to be had");
-    let guard = waiting.await.unwrap();
+    let guard = waiting.await.unwrap().unwrap();
     let after = destroyed.elapsed();
     assert!(after >= THEIR_DELAY && after <= THEIR_DELAY + 2 * SOON, "{after:?}");
     assert!(guard.token().get() > held.create_index);
@@ -147,21 +144,12 @@ async fn our_session_that_an_operator_destroys_is_followed_by_consul_lock() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn together_they_lose_no_update() {
-    const TIMES: u64 = 20;
-    let (consul, counter) = (Consul::start().await, Counter::new());
+    let consul = Consul::start().await;
     let lock = consul.coordinator("us").await.lock("a");
     let key = lock.key().unwrap();
-    let theirs = async {
-        let (prefix, script) = (key.strip_suffix("/.lock").unwrap(), counter.script());
-        let command = ["lock", "-child-exit-code", prefix, &script];
-        for _ in 0..TIMES / 2 {
-            for ctl in [consul.ctl(&command), consul.ctl(&command)] {
-                assert_eq!(ctl.exit(PATIENCE).await.unwrap(), 0, "{}", ctl.said());
-            }
-        }
-    };
-    tokio::join!(theirs, counter.count_up(&lock, 2 * TIMES, Duration::from_millis(5)));
-    assert_eq!(counter.value(), 3 * TIMES);
+    let prefix = key.strip_suffix("/.lock").unwrap();
+    let start = |script: &str| consul.ctl(&["lock", "-child-exit-code", prefix, script]);
+    lose_no_update(&lock, [40, 20], Duration::from_millis(5), start).await;
 }
 
 /// `consul lock -n` keeps a list of holders at our key, without a session.
@@ -209,11 +197,11 @@ async fn a_semaphore_that_comes_later_finds_a_conflict_and_takes_nothing() {
     assert_eq!(after.modify_index, before.modify_index);
     // What it left beside the key is in nobody's way.
     let other = consul.coordinator("other").await;
-    let waiting = acquire(&other, "a");
+    let waiting = waiting_for(other.lock("a"));
     in_line(&consul.api, "lock/a", 1).await;
     assert!(guard.is_valid());
     guard.release().await.unwrap();
-    waiting.await.unwrap().release().await.unwrap();
+    waiting.await.unwrap().unwrap().release().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -228,7 +216,7 @@ async fn on_three_servers_they_follow_each_other_and_go_on_without_the_one_that_
     let ctl = consul.lock(&key, &["-monitor-retry=30"]);
     ctl.print("held").await.unwrap();
     let theirs = consul.at(&key).await.expect("it holds");
-    let waiting = acquire(&two, "a");
+    let waiting = waiting_for(two.lock("a"));
     in_line(&consul.api, "lock/a", 1).await;
 
     consul.server.members()[leader].kill().unwrap();
@@ -241,7 +229,7 @@ async fn on_three_servers_they_follow_each_other_and_go_on_without_the_one_that_
 
     // Each is followed by the other, as on one agent.
     interrupt(&ctl).await;
-    let guard = timeout(PATIENCE, waiting).await.expect("it follows").unwrap();
+    let guard = timeout(PATIENCE, waiting).await.expect("it follows").unwrap().unwrap();
     assert!(guard.token().get() > theirs.create_index);
     guard.release().await.unwrap();
     let before = sessions(&consul.api).await.unwrap().len();

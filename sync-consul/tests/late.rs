@@ -15,7 +15,7 @@ use agent::{agent, applied, client, config, key, keys, only, operator, ticket, v
 use common::Api;
 use front::{Answer, Asked, Front, creating};
 use serde_json::{Value, json};
-use sync_conformance::driver::{Driver, TTL, bounded, claim, eventually, lock};
+use sync_conformance::driver::{Driver, TTL, abandon_what_is_kept, claim, eventually, lock};
 use sync_conformance::logs;
 use sync_conformance::proxy::Proxy;
 use sync_core::Kind;
@@ -125,13 +125,7 @@ async fn an_attempt_that_the_network_keeps_until_after_its_abandon_does_nothing(
     let proxy = Proxy::start(server.addresses()[0]).await.unwrap();
     let backend = config(format!("http://{}", proxy.address())).backend().await.unwrap();
     let a = Driver::on(backend, TTL).await;
-    a.end(&lock("warm")).await;
-    let late = lock("a");
-    proxy.hold();
-    assert!(bounded(a.attempt(&late)).await.is_none(), "it is kept");
-    assert!(proxy.held() > 0);
-    // On another connection, since this one has answered nothing.
-    assert_eq!(a.abandon(&late).await, Ended::NotOurs);
+    let late = abandon_what_is_kept(&a, &proxy, "a").await;
     let before = applied(&consul).await;
     proxy.let_through();
     eventually(SOON, async || {

@@ -16,9 +16,9 @@ use agent::{
 use common::Api;
 use front::Front;
 use sync_conformance::Server;
-use sync_conformance::driver::{Driver, TTL, bounded, claim, eventually, lock, name, record};
+use sync_conformance::driver::{Driver, TTL, bounded, claim, eventually, lock, renamed};
 use sync_consul::{Behavior, Cause, Config, Coordinator, Options};
-use sync_core::backend::{Claim, Loss, Updated};
+use sync_core::backend::{Loss, Updated};
 use sync_core::{ErrorKind, Kind};
 use tokio::time::{sleep, timeout};
 use tokio_stream::StreamExt;
@@ -37,9 +37,7 @@ async fn what_happens_to_a_claim_from_outside_is_told_at_once() {
     a.held(&deleted).await;
     a.held(&put_over).await;
     let grant = a.held(&updated).await;
-    let renamed = record("renamed", updated.nonce).into();
-    let renamed = Claim::new(Kind::Leader, name("l"), updated.nonce, renamed, true);
-    let done = a.backend.update(&a.session, &renamed, &grant).await.unwrap();
+    let done = a.update(&renamed(&updated, "renamed"), &grant).await;
     assert!(matches!(done, Updated::Done(_)));
     let released = lock("released");
     let grant = a.held(&released).await;

@@ -13,10 +13,10 @@ use std::time::Duration;
 use agent::{agent, client, config, coordinator, operator};
 use front::{Answer, Asked, Front, Verdict};
 use sync_conformance::driver::{
-    Driver, TTL, bounded, claim, eventually, follow, lock, name, record,
+    Driver, TTL, bounded, claim, eventually, follow, lock, name, not_told, renamed,
 };
 use sync_core::Kind;
-use sync_core::backend::{Attempt, Claim};
+use sync_core::backend::Attempt;
 use tokio::time::{sleep, timeout};
 use tokio_stream::StreamExt;
 
@@ -28,17 +28,8 @@ async fn a_follower_is_told_of_each_change_at_once_and_of_nothing_else() {
     let (a, b) = (client(&server).await, client(&server).await);
     let seen = follow(&a, &b, "a", Duration::from_millis(300)).await;
     // One who stands in line changes nothing about the leader.
-    let of = name("a");
-    let mut watch = Box::pin(b.backend.watch(Kind::Leader, &of, &seen.version));
-    let waits = async {
-        a.blocked(&claim(Kind::Leader, "a", true)).await;
-        sleep(Duration::from_millis(200)).await;
-    };
-    tokio::select! {
-        biased;
-        sighting = &mut watch => panic!("the leader is the same: {sighting:?}"),
-        () = waits => {}
-    }
+    let candidate = claim(Kind::Leader, "a", true);
+    not_told(&b, "a", &seen, a.blocked(&candidate)).await;
 }
 
 #[tokio::test]
@@ -160,14 +151,13 @@ async fn who_follows_what_we_hold_ourselves_is_told_of_what_was_not_read_yet() {
     }
     front.polled("separator").await;
     let (grant, last) = held.last().unwrap();
-    let renamed = record("renamed", last.nonce).into();
-    let renamed = Claim::new(Kind::Leader, last.name.clone(), last.nonce, renamed, true);
+    let renamed = renamed(last, "renamed");
     // Twice in a row: the second is not read at once.
     for number in 0..3 {
         agent::put(&consul, "sync/beside", &number.to_string()).await;
         sleep(Duration::from_millis(400)).await;
     }
-    x.backend.update(&x.session, &renamed, grant).await.unwrap();
+    x.update(&renamed, grant).await;
     sleep(Duration::from_millis(400)).await;
     let watch = x.backend.watch(Kind::Leader, &last.name, &grant.version);
     let seen = timeout(SOON, watch).await.expect("told at once").unwrap();

@@ -14,7 +14,7 @@ use agent::{
     LOCK_FLAGS, agent, applied, client, config, delete, key, keys, only, operator, ticket,
 };
 use front::Front;
-use sync_conformance::driver::{Driver, TTL, claim, lock, name, record};
+use sync_conformance::driver::{Driver, TTL, change_record, claim, lock, name};
 use sync_core::Kind;
 use sync_core::backend::{Attempt, Claim, Ended, Grant, Ticket, Updated};
 use tokio::time::{sleep, timeout};
@@ -188,40 +188,15 @@ async fn a_record_changes_only_from_the_version_that_is_known_and_keeps_session_
     let server = agent(&[]).await;
     let consul = operator(&server);
     let a = client(&server).await;
-    let first = claim(Kind::Leader, "a", true);
-    let grant = a.held(&first).await;
-    let with = |id: &str| {
-        Claim::new(Kind::Leader, name("a"), first.nonce, record(id, first.nonce).into(), true)
-    };
-    let update = async |claim: &Claim, grant: &Grant| {
-        a.backend.update(&a.session, claim, grant).await.unwrap()
-    };
-    let (second, third) = (with("second"), with("third"));
-    let Updated::Done(version) = update(&second, &grant).await else { panic!("not updated") };
-    let again = update(&second, &grant).await;
-    assert!(
-        matches!(again, Updated::Done(now) if now == version),
-        "repeated, it finds itself done"
-    );
-    let late = update(&third, &grant).await;
-    assert!(matches!(&late, Updated::Stale(now) if *now == version), "a late one undoes nothing");
-    let found = only(&consul, "sync/").await;
-    assert_eq!(found.text().as_bytes(), &*second.record);
-    assert_eq!((&*found.session, found.flags), (&*a.session.id, LOCK_FLAGS));
-    assert_eq!(found.create_index, grant.token.get());
-    let seen = a.backend.holder(Kind::Leader, &name("a")).await.unwrap();
-    assert_eq!(seen.version, version, "the version that an observer is told");
-
-    let grant = Grant { version, ..grant };
-    assert!(matches!(update(&third, &grant).await, Updated::Done(_)));
-    // A repeated attempt does not undo it, and the version before is enough for a release.
-    let again = a.backend.try_claim(&a.session, &first, None, true).await.unwrap();
-    assert!(matches!(again, Attempt::Held(now) if now.token == grant.token));
-    assert_eq!(only(&consul, "sync/leader/").await.text().as_bytes(), &*third.record);
-    assert_eq!(a.release(&first, &grant).await, Ended::Released);
-    assert!(matches!(update(&second, &grant).await, Updated::NotOurs));
+    let (late, grant) = change_record(&a, "a", async |claim, grant| {
+        let found = only(&consul, "sync/leader/").await;
+        assert_eq!(found.text().as_bytes(), &*claim.record);
+        assert_eq!((&*found.session, found.flags), (&*a.session.id, LOCK_FLAGS));
+        assert_eq!(found.create_index, grant.token.get());
+    })
+    .await;
     a.held(&claim(Kind::Leader, "a", true)).await;
-    assert!(matches!(update(&second, &grant).await, Updated::NotOurs), "another's claim");
+    assert!(matches!(a.update(&late, &grant).await, Updated::NotOurs), "another's claim");
     assert_eq!(keys(&consul, "sync/leader/").await.len(), 1);
 }
 

@@ -11,7 +11,7 @@ use etcd_client::{ConnectOptions, Permission};
 use sync_conformance::Server;
 use sync_conformance::driver::{Driver, TTL, bounded, claim, eventually, lock, name, run_through};
 use sync_conformance::fault::{Faults, Verb};
-use sync_conformance::logs;
+use sync_conformance::logs::{self, shown};
 use sync_conformance::proxy::Proxy;
 use sync_core::backend::{Held, Renewal};
 use sync_core::{Error, ErrorKind, Kind};
@@ -33,17 +33,6 @@ async fn guarded(more: &[&str], grants: &[Permission]) -> (Server, Operator) {
     let root = ConnectOptions::new().with_user("root", "rootsesame").with_auto_token_refresh(true);
     let root = Operator::with(&server, Some(root)).await;
     (server, root)
-}
-
-/// An error with all its causes, as somebody may log it.
-fn shown(error: &Error) -> String {
-    let mut shown = format!("{error} {error:?}");
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        shown += &format!(" {inner} {inner:?}");
-        cause = inner.source();
-    }
-    shown
 }
 
 async fn denied(config: Config, words: &[&str]) {

@@ -4,29 +4,26 @@
 
 mod common;
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{Operator, coordinator, proxy, server, servers, to};
 use etcd_client::{AlarmAction, AlarmType};
-use sync_conformance::company::{Company, told};
-use sync_conformance::driver::{Driver, TTL, bounded, claim, eventually, lock, name};
-use sync_core::backend::{Attempt, Ended, Held, Renewal};
-use sync_core::{Backend, Cause, ErrorKind, Kind};
-use sync_etcd::{Config, Node, Options};
+use sync_conformance::company::{Company, change_ways};
+use sync_conformance::driver::{
+    Driver, TTL, bounded, claim, eventually, name, renew_past_a_silence,
+};
+use sync_core::backend::Attempt;
+use sync_core::{Cause, ErrorKind, Kind};
+use sync_etcd::{Config, Options};
 use tokio::time::timeout;
 
 const SOON: Duration = Duration::from_secs(5);
 
 /// The holder is connected to one URL, the others to another.
 async fn company(of: &str, holds: &str, looks: &str, ttl: Duration) -> Company {
-    let options = Options::new().ttl(ttl);
-    let backend = async |url: &str| {
-        let backend = Config::new(url).options(options.clone()).backend().await.unwrap();
-        Arc::new(backend) as Arc<dyn Backend>
-    };
-    let backends = [backend(holds).await, backend(looks).await, backend(looks).await];
-    Company::begin(of, &options, backends).await
+    let backend =
+        async |url: &str, options| Config::new(url).options(options).backend().await.unwrap();
+    Company::begin(of, ttl, [holds, looks], backend).await
 }
 
 #[tokio::test]
@@ -101,13 +98,8 @@ async fn what_was_taken_away_while_the_streams_were_broken_is_told_when_they_are
 async fn an_endpoint_that_falls_silent_or_breaks_is_left_before_the_deadline() {
     let server = server().await;
     let ttl = Duration::from_secs(3);
-    let survives = async |silent| {
-        let ways = [proxy(&server).await, proxy(&server).await];
-        let url = to(&[ways[0].address(), ways[1].address()]);
-        let of = if silent { "silent" } else { "broken" };
-        company(of, &url, &url, ttl).await.change_ways(&ways, silent, ttl).await;
-    };
-    tokio::join!(survives(true), survives(false));
+    change_ways(&server, ttl, async |of, ways| company(of, &to(&ways), &to(&ways), ttl).await)
+        .await;
 }
 
 /// One that keeps what it is told, on the connections that there are: new ones go through.
@@ -116,15 +108,7 @@ async fn a_connection_that_fell_silent_is_replaced_where_there_is_only_one_endpo
     let server = server().await;
     let proxy = proxy(&server).await;
     let backend = Config::new(to(&[proxy.address()])).backend().await.unwrap();
-    let a = Driver::on(backend, TTL).await;
-    let first = lock("a");
-    let held = [Held { grant: a.held(&first).await, claim: first.clone().into() }];
-    a.backend.renew(&a.session, &held).await.unwrap();
-    proxy.hold();
-    assert!(bounded(a.backend.renew(&a.session, &held)).await.is_none());
-    let renewal = bounded(a.backend.renew(&a.session, &held)).await.expect("on another");
-    assert!(matches!(renewal.unwrap(), Renewal::Alive { .. }));
-    assert_eq!(a.end(&first).await, Ended::Released);
+    renew_past_a_silence(&Driver::on(backend, TTL).await, &proxy).await;
 }
 
 #[tokio::test]
@@ -150,7 +134,7 @@ async fn a_member_without_leader_is_noticed_and_recovered_from() {
     let ttl = Duration::from_secs(3);
     let backend = Config::new(&third).backend().await.unwrap();
     let driver = Driver::on(backend, Duration::from_secs(60)).await;
-    let mut company = company("a", &third, &third, ttl).await;
+    let company = company("a", &third, &third, ttl).await;
     let (holder, waits) = (claim(Kind::Leader, "y", true), claim(Kind::Leader, "y", true));
     driver.held(&holder).await;
     let place = driver.blocked(&waits).await;
@@ -195,12 +179,7 @@ async fn a_member_without_leader_is_noticed_and_recovered_from() {
         member.restart().await.unwrap_or_else(|failed| panic!("{}", failed.to_text()));
     }
     // The leases begin anew with the new leader.
-    let next = timeout(ttl * 3, company.waiting).await.expect("recovered").unwrap().unwrap();
-    next.release().await.unwrap();
-    let campaign = company.coordinators[1].leader("a").node(Node::new("two"));
-    let elected = timeout(ttl * 3, campaign.elect()).await.expect("recovered").unwrap();
-    told(&mut company.changes, "two").await;
-    elected.resign().await.unwrap();
+    company.recover(ttl * 3).await;
     eventually(SOON, async || driver.backend.end(&driver.session, &holder, None, true).await).await;
     eventually(SOON, async || {
         match driver.backend.try_claim(&driver.session, &waits, Some(&place), true).await {

@@ -9,10 +9,9 @@ use std::time::{Duration, Instant};
 use etcd_client::{Client, GetOptions, SortOrder, SortTarget};
 use rustix::process::Signal;
 use sync_conformance::cli::example::{self, Example};
-use sync_conformance::company::Counter;
+use sync_conformance::company::{lose_no_update, waiting_for};
 use sync_conformance::{Server, server};
-use sync_etcd::{Cause, Config, Coordinator, LockGuard, Node, Options};
-use tokio::task::JoinHandle;
+use sync_etcd::{Cause, Config, Coordinator, Node, Options};
 use tokio::time::sleep;
 use tokio_stream::StreamExt;
 
@@ -112,11 +111,6 @@ fn holds(ctl: &Example) -> bool {
     !ctl.printed().is_empty()
 }
 
-fn acquire(sync: &Coordinator, name: &str) -> JoinHandle<LockGuard> {
-    let lock = sync.lock(name);
-    tokio::spawn(async move { lock.acquire().await.unwrap() })
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn we_wait_for_etcdctl_and_follow_it() {
     let etcd = Etcd::start().await;
@@ -132,14 +126,14 @@ async fn we_wait_for_etcdctl_and_follow_it() {
     assert_eq!(holder.token.unwrap().get(), held.revision);
     assert_eq!(holder.since, None);
 
-    let waiting = acquire(&sync, "nightly/report");
+    let waiting = waiting_for(lock.clone());
     etcd.until(&key, 2).await;
     sleep(TTL + Duration::from_millis(500)).await;
     assert!(!waiting.is_finished());
 
     let released = Instant::now();
     interrupt(&ctl).await;
-    let guard = waiting.await.unwrap();
+    let guard = waiting.await.unwrap().unwrap();
     assert!(released.elapsed() < SOON, "{:?}", released.elapsed());
     assert!(guard.token().get() > held.revision);
     assert_eq!(lock.holder().await.unwrap().unwrap().node.id, "us");
@@ -177,11 +171,8 @@ async fn etcdctl_waits_for_us_and_follows_us() {
 async fn etcdctl_follows_a_crash_of_ours_after_its_ttl() {
     let etcd = Etcd::start().await;
     let key = etcd.coordinator("us").await.lock("a").key().unwrap();
-    let program = example::build(env!("CARGO_PKG_NAME"), "etcd-lock").unwrap();
-    let (url, ttl) = (etcd.server.url(), TTL.as_secs().to_string());
-    let line = ["a", "--url", &url, "--ttl", &ttl, "--", "sleep", "5"];
-    let victim = Example::start(&program, &line, |_| {}).unwrap();
-    victim.event("held token=").await.unwrap();
+    let (package, url) = (env!("CARGO_PKG_NAME"), etcd.server.url());
+    let victim = example::holder(package, "etcd-lock", &url, TTL).await.unwrap();
     let ctl = etcd.ctl(&["lock", &key]);
     etcd.until(&key, 2).await;
 
@@ -201,12 +192,12 @@ async fn we_follow_a_crash_of_etcdctl_after_its_ttl() {
     let key = sync.lock("a").key().unwrap();
     let ttl = TTL.as_secs().to_string();
     let (ctl, held) = etcd.ctl_holds(&["lock", &key, "--ttl", &ttl]).await;
-    let waiting = acquire(&sync, "a");
+    let waiting = waiting_for(sync.lock("a"));
     etcd.until(&key, 2).await;
 
     let killed = Instant::now();
     ctl.process().kill().unwrap();
-    let guard = waiting.await.unwrap();
+    let guard = waiting.await.unwrap().unwrap();
     let after = killed.elapsed();
     assert!(after >= TTL / 2 && after <= TTL + SOON, "{after:?}");
     assert!(guard.token().get() > held.revision);
@@ -220,11 +211,11 @@ async fn who_loses_his_lease_is_followed_whoever_he_is() {
 
     // etcdctl's, while it holds.
     let (ctl, held) = etcd.ctl_holds(&["lock", &key]).await;
-    let waiting = acquire(&one, "a");
+    let waiting = waiting_for(one.lock("a"));
     etcd.until(&key, 2).await;
     let revoked = Instant::now();
     etcd.revoke(held.lease).await;
-    let guard = waiting.await.unwrap();
+    let guard = waiting.await.unwrap().unwrap();
     assert!(revoked.elapsed() < SOON, "{:?}", revoked.elapsed());
     assert_ne!(ctl.exit(PATIENCE).await.unwrap(), 0);
     assert!(ctl.said().contains("session expired"), "{}", ctl.said());
@@ -232,13 +223,13 @@ async fn who_loses_his_lease_is_followed_whoever_he_is() {
     // etcdctl's, while it waits before another of ours: nobody is let in by that.
     let ctl = etcd.ctl(&["lock", &key]);
     let line = etcd.until(&key, 2).await;
-    let waiting = acquire(&two, "a");
+    let waiting = waiting_for(two.lock("a"));
     etcd.until(&key, 3).await;
     etcd.revoke(line[1].lease).await;
     sleep(Duration::from_secs(1)).await;
     assert!(!waiting.is_finished() && guard.is_valid());
     guard.release().await.unwrap();
-    let guard = waiting.await.unwrap();
+    let guard = waiting.await.unwrap().unwrap();
     drop(ctl);
 
     // Ours, while we hold.
@@ -262,11 +253,11 @@ async fn a_line_of_both_is_served_in_order() {
     let first = one.lock("a").acquire().await.unwrap();
     let second = etcd.ctl(&["lock", &key]);
     etcd.until(&key, 2).await;
-    let third = acquire(&two, "a");
+    let third = waiting_for(two.lock("a"));
     etcd.until(&key, 3).await;
     let fourth = etcd.ctl(&["lock", &key]);
     etcd.until(&key, 4).await;
-    let gives_up = acquire(&three, "a");
+    let gives_up = waiting_for(three.lock("a"));
     etcd.until(&key, 5).await;
     let fifth = etcd.ctl(&["lock", &key]);
     let line = etcd.until(&key, 6).await;
@@ -280,7 +271,7 @@ async fn a_line_of_both_is_served_in_order() {
     assert!(!third.is_finished() && !holds(&fourth) && !holds(&fifth));
 
     interrupt(&second).await;
-    let third = third.await.unwrap();
+    let third = third.await.unwrap().unwrap();
     assert_eq!(third.token().get(), line[2].revision);
     sleep(Duration::from_millis(300)).await;
     assert!(!holds(&fourth) && !holds(&fifth));
@@ -299,20 +290,11 @@ async fn a_line_of_both_is_served_in_order() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn together_they_lose_no_update() {
-    const TIMES: u64 = 40;
-    let (etcd, counter) = (Etcd::start().await, Counter::new());
+    let etcd = Etcd::start().await;
     let lock = etcd.coordinator("us").await.lock("a");
-    let (key, script) = (lock.key().unwrap(), counter.script());
-    let theirs = async {
-        let command = ["lock", &key, "--", "sh", "-c", &script];
-        for _ in 0..TIMES / 2 {
-            for ctl in [etcd.ctl(&command), etcd.ctl(&command)] {
-                assert_eq!(ctl.exit(PATIENCE).await.unwrap(), 0, "{}", ctl.said());
-            }
-        }
-    };
-    tokio::join!(theirs, counter.count_up(&lock, TIMES, Duration::ZERO));
-    assert_eq!(counter.value(), 2 * TIMES);
+    let key = lock.key().unwrap();
+    let start = |script: &str| etcd.ctl(&["lock", &key, "--", "sh", "-c", script]);
+    lose_no_update(&lock, [40, 40], Duration::ZERO, start).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use common::{Operator, client, client_with, key, lease, server, servers};
 use etcd_client::{PutOptions, Txn, TxnOp};
-use sync_conformance::driver::{bounded, claim, lock, name, nonce, record};
+use sync_conformance::driver::{bounded, claim, lock, name, nonce, renamed};
 use sync_conformance::logs;
-use sync_core::backend::{Attempt, Claim, Ended, Updated};
+use sync_core::backend::{Attempt, Ended, Updated};
 use sync_core::{Cause, ErrorKind, Kind, LONGEST_RECORD};
 use tokio_stream::StreamExt;
 
@@ -275,9 +275,7 @@ async fn a_value_from_outside_is_removed_by_the_release_of_its_key() {
     let grant = a.held(&first).await;
     etcd.put(&key(&a.session, &first), "somebody else").await;
     assert_eq!(etcd.only("sync/leader/a/").await.lease(), 0, "it is detached");
-    let renamed = record("new", first.nonce).into();
-    let renamed = Claim::new(Kind::Leader, name("a"), first.nonce, renamed, true);
-    let late = a.backend.update(&a.session, &renamed, &grant).await.unwrap();
+    let late = a.update(&renamed(&first, "new"), &grant).await;
     assert!(!matches!(late, Updated::Done(_)), "{late:?}");
     assert_eq!(etcd.only("sync/leader/a/").await.value(), b"somebody else");
     let ended = a.backend.end(&a.session, &first, Some(&grant), false).await.unwrap();

@@ -7,9 +7,11 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::Server;
-use sync_conformance::driver::{Driver, TTL, claim, follow, lock, name, nonce, record};
+use sync_conformance::driver::{
+    Driver, TTL, change_record, claim, follow, lock, name, nonce, record, renamed,
+};
 use sync_conformance::logs;
-use sync_core::backend::{Attempt, Claim, Ended, Held, Renewal, Renewed, Updated};
+use sync_core::backend::{Attempt, Claim, Ended, Grant, Held, Renewal, Renewed, Updated};
 use sync_core::{ErrorKind, Kind};
 
 #[tokio::test]
@@ -120,11 +122,8 @@ async fn a_repeated_attempt_does_not_undo_a_changed_record() {
     let a = server.client().await;
     let old = claim(Kind::Leader, "a", true);
     let grant = a.held(&old).await;
-    let new =
-        Claim::new(Kind::Leader, name("a"), old.nonce, record("renamed", old.nonce).into(), true);
-    let Updated::Done(_) = a.backend.update(&a.session, &new, &grant).await.unwrap() else {
-        panic!("not updated")
-    };
+    let new = renamed(&old, "renamed");
+    assert!(matches!(a.update(&new, &grant).await, Updated::Done(_)));
     let read_back = a.held(&old).await;
     assert_eq!(read_back.version.as_bytes(), &*new.record);
     let seen = a.backend.holder(Kind::Leader, &name("a")).await.unwrap().holder.unwrap();
@@ -359,29 +358,11 @@ async fn a_time_to_live_that_falls_too_fast_is_logged() {
 async fn a_record_changes_only_from_the_state_that_is_known() {
     let server = Server::start();
     let a = server.client().await;
-    let first = claim(Kind::Leader, "a", true);
-    let grant = a.held(&first).await;
-    let with = |id: &str| {
-        Claim::new(Kind::Leader, name("a"), first.nonce, record(id, first.nonce).into(), true)
+    let stands = async |claim: &Claim, _: &Grant| {
+        assert_eq!(server.run::<Vec<u8>>("GET sync:leader:{a}:holder"), *claim.record);
+        assert!(server.run::<i64>("PTTL sync:leader:{a}:holder") > 0);
     };
-    let (second, third) = (with("second"), with("third"));
-    let Updated::Done(version) = a.backend.update(&a.session, &second, &grant).await.unwrap()
-    else {
-        panic!("not updated")
-    };
-    let again = a.backend.update(&a.session, &second, &grant).await.unwrap();
-    assert!(matches!(again, Updated::Done(_)), "repeated, it finds itself done");
-    let late = a.backend.update(&a.session, &third, &grant).await.unwrap();
-    assert!(matches!(&late, Updated::Stale(now) if *now == version), "a late one undoes nothing");
-    let grant = sync_core::backend::Grant { version, ..grant };
-    assert!(matches!(
-        a.backend.update(&a.session, &third, &grant).await.unwrap(),
-        Updated::Done(_)
-    ));
-    assert!(server.run::<i64>("PTTL sync:leader:{a}:holder") > 0);
-    a.end(&first).await;
-    let gone = a.backend.update(&a.session, &second, &grant).await.unwrap();
-    assert!(matches!(gone, Updated::NotOurs));
+    change_record(&a, "a", stands).await;
     assert_eq!(server.run::<i64>("EXISTS sync:leader:{a}:holder"), 0);
 }
 

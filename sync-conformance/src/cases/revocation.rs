@@ -379,20 +379,23 @@ async fn an_answer_after_its_deadline_grants_nothing(ctx: Context) -> Result<(),
 }
 
 async fn nothing_is_granted_on_a_dying_session(ctx: Context) -> Result<(), Failed> {
+    ctx.expect_outside();
     let (sync, faults) = ctx.faulty().await?;
+    let beside = sync.lock("y").acquire().await?;
     faults.next(Verb::TryClaim, Fault::LateAnswer);
     let acquiring = tokio::spawn({
         let lock = sync.lock("x");
         async move { lock.acquire().await }
     });
-    soon(&ctx, "it is asked for", faults.called(Verb::TryClaim, 1)).await?;
+    soon(&ctx, "it is asked for", faults.called(Verb::TryClaim, 2)).await?;
     faults.lose(Loss::Session);
-    sleep(Duration::from_millis(200)).await;
+    assert_eq!(told(&ctx, &beside).await?, Cause::Session);
     faults.release();
     let guard = soon(&ctx, "it is acquired", acquiring).await???;
     assert!(guard.is_valid());
     assert_eq!(faults.calls(Verb::Open), 2, "not on the session that had ended");
     guard.release().await?;
+    drop(beside);
     ctx.assert_nothing_left().await
 }
 

@@ -355,8 +355,9 @@ async fn streams_share_one_watch_and_it_ends_with_them(ctx: Context) -> Result<(
     streams.truncate(1);
     elected.update(Node::new("b")).await?;
     shows(&ctx, &mut streams[0], led_by("b", elected.token())).await?;
+    soon(&ctx, "it is watched again", faults.under_way(Verb::Watch, 1)).await?;
     drop(streams);
-    sleep(Duration::from_millis(200)).await;
+    soon(&ctx, "the watch is ended", faults.under_way(Verb::Watch, 0)).await?;
     let before = faults.calls(Verb::Watch);
     elected.resign().await?;
     sleep(Duration::from_millis(300)).await;
@@ -519,11 +520,10 @@ async fn a_stream_ends_with_a_shutdown(ctx: Context) -> Result<(), Failed> {
     let sync = ctx.coordinator().await?;
     let (mut waiting, mut unread) = (sync.leader("x").changes()?, sync.leader("x").changes()?);
     shows(&ctx, &mut waiting, |state| state.is_none()).await?;
-    let ending = tokio::spawn(async move { waiting.next().await });
-    sleep(Duration::from_millis(100)).await;
-    assert!(!ending.is_finished());
+    let mut ending = Box::pin(waiting.next());
+    assert!(timeout(Duration::ZERO, &mut ending).await.is_err(), "it waits for a change");
     sync.shutdown().await?;
-    assert_eq!(soon(&ctx, "the stream ends", ending).await??, None);
+    assert_eq!(soon(&ctx, "the stream ends", ending).await?, None);
     let rest = async { while unread.next().await.is_some() {} };
     soon(&ctx, "the other stream ends", rest).await
 }

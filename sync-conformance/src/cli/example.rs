@@ -53,6 +53,39 @@ pub fn build(package: &str, example: &str) -> Result<PathBuf, Failed> {
     Ok(program.ok_or_else(|| format!("cargo names no program for {example}"))?)
 }
 
+/// A running example of `package` that holds the lock `a` of the store at `url`, with this TTL: long
+/// enough to be killed.
+///
+/// ```no_run
+/// use std::time::Duration;
+///
+/// # async fn example() -> Result<(), sync_conformance::Failed> {
+/// let url = "redis://localhost";
+/// let ttl = Duration::from_secs(2);
+/// let victim =
+///     sync_conformance::cli::example::holder("sync-redis", "redis-lock", url, ttl).await?;
+/// victim.process().kill()?;
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// When it cannot be built, or does not come to hold.
+///
+/// # Cancel safety
+/// Dropping the future kills what was started.
+pub async fn holder(
+    package: &str,
+    example: &str,
+    url: &str,
+    ttl: Duration,
+) -> Result<Example, Failed> {
+    let ttl = ttl.as_secs().to_string();
+    let arguments = ["a", "--url", url, "--ttl", &ttl, "--", "sleep", "5"];
+    let holder = Example::start(&build(package, example)?, &arguments, |_| {})?;
+    holder.event("held token=").await?;
+    Ok(holder)
+}
+
 /// A running example, killed when this is dropped.
 ///
 /// ```

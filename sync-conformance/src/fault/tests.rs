@@ -66,6 +66,20 @@ async fn plans_are_used_up_and_then_the_rule_holds() {
 }
 
 #[tokio::test]
+async fn a_call_is_under_way_until_it_is_answered_or_dropped() {
+    let world = World::new().await;
+    world.faults.under_way(Verb::TryClaim, 0).await;
+    world.faults.always(Verb::TryClaim, Fault::Hang);
+    let (dropped, answered) = (world.trying(), world.trying());
+    world.faults.under_way(Verb::TryClaim, 2).await;
+    dropped.abort();
+    world.faults.under_way(Verb::TryClaim, 1).await;
+    world.faults.release();
+    answered.await.unwrap().unwrap();
+    world.faults.under_way(Verb::TryClaim, 0).await;
+}
+
+#[tokio::test]
 async fn a_lost_answer_leaves_its_request_applied() {
     let world = World::new().await;
     world.faults.next(Verb::TryClaim, Fault::LoseAnswer);

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use serde_json::json;
 use sync_conformance::driver::{Driver, TTL};
+use sync_conformance::logs::shown;
 use sync_conformance::{Server, server};
 use sync_consul::{Config, Options};
-use sync_core::{Error, ErrorKind};
+use sync_core::ErrorKind;
 
 use crate::agent::{self, config};
 use crate::common::{ACLS, Api, ROOT, rules};
@@ -80,17 +81,6 @@ pub(crate) fn within(config: Config) -> Config {
 
 pub(crate) fn documented() -> String {
     rules(&["sync/"], "m0")
-}
-
-/// An error with all its causes, as somebody may log it.
-pub(crate) fn shown(error: &Error) -> String {
-    let mut shown = format!("{error} {error:?}");
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        shown += &format!(" {inner} {inner:?}");
-        cause = inner.source();
-    }
-    shown
 }
 
 pub(crate) async fn denied(config: Config, words: &[&str]) {

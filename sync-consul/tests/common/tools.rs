@@ -10,8 +10,7 @@ use sync_conformance::cli::example::Example;
 use sync_conformance::driver::eventually;
 use sync_conformance::server::Member;
 use sync_conformance::{Server, server};
-use sync_consul::{Coordinator, LockGuard, Node, Options};
-use tokio::task::JoinHandle;
+use sync_consul::{Coordinator, Node, Options};
 
 use crate::agent::{self, PATIENCE, config, operator, sessions};
 use crate::common::{Api, Pair};
@@ -118,9 +117,4 @@ pub(crate) async fn interrupt(ctl: &Example) {
 
 pub(crate) fn holds(ctl: &Example) -> bool {
     ctl.printed().lines().any(|line| line == "held")
-}
-
-pub(crate) fn acquire(sync: &Coordinator, name: &str) -> JoinHandle<LockGuard> {
-    let lock = sync.lock(name);
-    tokio::spawn(async move { lock.acquire().await.unwrap() })
 }
