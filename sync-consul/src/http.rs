@@ -37,9 +37,11 @@ pub(crate) enum Lane {
 }
 
 /// So many connections are kept that nobody uses: the library may make more than it needs, of which an
-/// agent has not as many as one likes.
-const SPARE: usize = 16;
+/// agent has not as many as one likes. Those that are used at once are worth keeping: to make them anew
+/// each time costs more than what is asked on them.
+const SPARE: usize = AT_ONCE;
 const SPARE_FOR_RENEWALS: usize = 4;
+const SPARE_FOR_POLLS: usize = 16;
 
 /// Makes the clients of the HTTP library, alike but for how many connections they keep unused.
 pub(crate) type Recipe = Arc<dyn Fn(usize) -> Result<Client, StoreError> + Send + Sync>;
@@ -107,7 +109,7 @@ impl Dial for Agents {
             base: base.clone(),
             plain: (self.recipe)(SPARE)?,
             renewals: (self.recipe)(SPARE_FOR_RENEWALS)?,
-            polls: (self.recipe)(SPARE)?,
+            polls: (self.recipe)(SPARE_FOR_POLLS)?,
         };
         // Answered without any permission. On the connection that renewals will need.
         let request = agent.renewals.get(base.at("/v1/status/leader", None));
