@@ -216,8 +216,7 @@ impl Driver {
                 Ok(attempt) => attempt,
                 Err(error) if error.settled() => {
                     // All was answered: without the place nothing is left that needs a marker.
-                    let left = self.api.done(&[Op::delete(&at.ticket)]).await;
-                    left.map_err(StoreError::unsettled)?;
+                    self.api.done(&leaving(at)).await.map_err(StoreError::unsettled)?;
                     return Err(error);
                 }
                 Err(error) => return Err(error),
@@ -227,7 +226,7 @@ impl Driver {
         };
         let leaves = !at.claim.queue && !mutant::on(mutant::ALWAYS_QUEUES);
         if leaves && matches!(attempt, Attempt::Blocked(_)) {
-            self.api.done(&[Op::delete(&at.ticket)]).await.map_err(StoreError::unsettled)?;
+            self.api.done(&leaving(at)).await.map_err(StoreError::unsettled)?;
         }
         Ok(attempt)
     }
@@ -400,6 +399,11 @@ fn taking<'a>(at: &'a Spot<'_>, left: Option<u64>) -> Vec<Op<'a>> {
     }
     ops.extend([Op::lock(&at.key, at.session, &at.claim.record), Op::get(&at.key)]);
     ops
+}
+
+/// What gives the ticket back. It is locked once more, so that the answer names it in any case.
+pub(crate) fn leaving<'a>(at: &'a Spot<'_>) -> [Op<'a>; 2] {
+    [Op::lock(&at.ticket, at.session, &[]), Op::delete(&at.ticket)]
 }
 
 /// What keeps every earlier attempt of a nonce out.

@@ -3,7 +3,7 @@
 use sync_core::StoreError;
 use sync_core::backend::{Ended, Grant};
 
-use crate::acquire::{Spot, abandoning};
+use crate::acquire::{Spot, abandoning, leaving};
 use crate::backend::Driver;
 use crate::http::IntoUnsent;
 use crate::line::Line;
@@ -66,14 +66,11 @@ impl Driver {
         Ok(Ended::NotOurs)
     }
 
-    /// Leaves the line. The ticket is locked once more, so that the answer names it in any case.
+    /// Leaves the line.
     async fn step_out(&self, at: &Spot<'_>) -> Result<Ended, StoreError> {
         let mut seen = Seen::new("", Line::new(at.line.clone(), at.ticket.clone(), None));
-        let ops = [
-            Op::get_tree(&at.ticket),
-            Op::lock(&at.ticket, at.session, &[]),
-            Op::delete(&at.ticket),
-        ];
+        let [lock, delete] = leaving(at);
+        let ops = [Op::get_tree(&at.ticket), lock, delete];
         let done = if mutant::on(mutant::KEEPS_PLACE) { 2 } else { 3 };
         if !self.api.commit(&ops[..done], &mut seen).await? {
             return self.with_its_session(at).await;
