@@ -44,7 +44,13 @@ impl Credentials {
                 let token = std::fs::read_to_string(path).map_err(|error| {
                     StoreError::unsent(format!("the file {file} with the ACL token: {error}"))
                 })?;
-                headers.insert(TOKEN, secret(token.trim(), &format!("the content of {file}"))?);
+                let token = token.trim();
+                if token.is_empty() {
+                    // Whoever writes it anew may empty it first.
+                    let why = format!("the file {file} with the ACL token is empty");
+                    return Err(StoreError::unsent(why));
+                }
+                headers.insert(TOKEN, secret(token, &format!("the content of {file}"))?);
             }
         }
         if let Some(basic) = &self.basic {
@@ -96,6 +102,11 @@ mod tests {
             assert_eq!(headers[AUTHORIZATION], "Basic dXNlcjpzZXNhbWU=");
             assert!(!format!("{headers:?}{credentials:?}").contains("sesame"));
             assert!(!format!("{headers:?}").contains(token.trim()));
+        }
+        for none in ["", " \n"] {
+            std::fs::write(&file, none).unwrap();
+            let error = credentials.headers().unwrap_err();
+            assert!(error.is_transient() && error.settled(), "as it is while it is written");
         }
         std::fs::write(&file, "two\nlines").unwrap();
         let error = credentials.headers().unwrap_err();
