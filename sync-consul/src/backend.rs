@@ -221,7 +221,8 @@ impl Backend for Consul {
         if mutant::on(mutant::CLOSES_NOTHING) {
             return Ok(());
         }
-        // Not told of any more: it is the end that they would find.
+        // It is the end that they would find; and it may not come to one that is forgotten.
+        driver.sessions.unwatched(&session.id);
         driver.free(&session.id).await?;
         driver.api.destroy_session(&session.id).await?;
         driver.sessions.closed(&session.id);

@@ -70,6 +70,14 @@ impl Sessions {
         self.all().remove(session);
     }
 
+    /// Ends all that watches a session, of which nobody is told any more.
+    pub(crate) fn unwatched(&self, session: &str) {
+        if let Some(remembered) = self.all().get_mut(session) {
+            (remembered.losses, remembered.watch) = (None, None);
+            remembered.claims.values_mut().for_each(|playing| playing.watch = None);
+        }
+    }
+
     /// Who is told of the losses of a session, and what finds them out.
     pub(crate) fn listen(&self, session: &str, losses: UnboundedSender<Loss>, watch: Watch) {
         if let Some(remembered) = self.all().get_mut(session) {
