@@ -309,16 +309,16 @@ impl Poll {
                     if over {
                         return;
                     }
-                    let pause = index.told(told);
+                    let pause = self.environment.jitter(index.told(told));
                     if blocks { pause.max(PACE) } else { pause }
                 }
                 Err(error) => {
                     self.states.send_replace(State::Failed(Arc::new(error)));
-                    index.failed()
+                    self.environment.jitter(index.failed())
                 }
             };
             if !pause.is_zero() {
-                clock.sleep_until(armed + self.environment.jitter(pause)).await;
+                clock.sleep_until(armed + pause).await;
             }
         }
     }
