@@ -34,7 +34,7 @@ impl Driver {
         let watcher = self.watcher(session, losses.clone());
         let states = self.polls.follow(Subject::Session(session.id.to_string()), Why::Session);
         // One beyond the limit is known by its claims' keys, and by its renewals.
-        let task = tokio::spawn(async move {
+        let task = self.runtime.spawn(async move {
             if let Some(states) = states {
                 watcher.session(states).await;
             }
@@ -54,7 +54,7 @@ impl Driver {
         self.sessions.held(&session.id, nonce, |losses| {
             let (driver, key) = (Arc::downgrade(self), key.to_owned());
             let watcher = self.watcher(session, losses);
-            let task = tokio::spawn(async move {
+            let task = self.runtime.spawn(async move {
                 watcher.pause(SHORT_HOLD).await;
                 // Not kept: the polls end with the backend.
                 let states = driver
