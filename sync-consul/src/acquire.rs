@@ -6,6 +6,7 @@ use sync_core::backend::{Attempt, Claim, Grant, Session, Ticket};
 use sync_core::{ErrorKind, Kind, StoreError};
 
 use crate::backend::Driver;
+use crate::end::freeing;
 use crate::http::IntoUnsent as _;
 use crate::keys::{is_ticket_of, ticket};
 use crate::line::Line;
@@ -309,14 +310,8 @@ impl Driver {
         match pair.nonce() {
             Some(found) if found == nonce => Ok(Refused::Ours(pair.grant())),
             found if self.sessions.plays(session, &at.key, nonce, found) => Ok(Refused::Soon),
-            Some(_) => {
-                tracing::warn!(key = at.key, "a claim of nobody stood under our session: removed");
-                let ops = [Op::unchanged(&at.key, pair.modify_index), Op::delete(&at.key)];
-                self.api.done(&ops).await?;
-                Ok(Refused::Cleared)
-            }
-            None => {
-                self.hand_over(&pair).await?;
+            _ => {
+                self.clear(&pair).await?;
                 Ok(Refused::Cleared)
             }
         }
@@ -330,6 +325,15 @@ impl Driver {
             Ok(false) => Ok(Refused::SessionEnded),
             Err(error) => Err(error.into_unsent()),
         }
+    }
+
+    /// Our session holds a key for no claim of ours.
+    pub(crate) async fn clear(&self, pair: &Pair) -> Result<(), StoreError> {
+        if pair.nonce().is_none() {
+            return self.hand_over(pair).await;
+        }
+        tracing::warn!(key = pair.key, "a claim of nobody stood under our session: removed");
+        self.api.done(&freeing(pair)).await.map(|_| ())
     }
 
     /// Somebody has written over a key that our session holds: it is theirs, without our session.

@@ -226,7 +226,7 @@ impl Backend for Consul {
         if mutant::on(mutant::CLOSES_NOTHING) {
             return Ok(());
         }
-        // It is the end that they would find; and it may not come to one that is forgotten.
+        // It is the end that they would find. Before all that may fail, which is not repeated for ever.
         driver.sessions.unwatched(&session.id);
         driver.free(&session.id).await?;
         driver.api.destroy_session(&session.id).await?;

@@ -53,15 +53,14 @@ impl Driver {
         at.is_ours(pair) && pair.create_index == grant.token.get()
     }
 
-    /// The key is not this claim's any more. Where our session still holds it for nobody, it is
-    /// taken off.
+    /// The key is not this claim's any more. Our session holds it for nobody where it was written
+    /// over, be it with the record of an earlier claim, as by `consul kv import`.
     async fn not_ours(&self, at: &Spot<'_>, found: Option<Pair>) -> Result<Ended, StoreError> {
         if let Some(pair) = found
             && pair.session == at.session
-            && pair.nonce().is_none()
-            && !self.sessions.plays(at.session, &at.key, at.claim.nonce, None)
+            && !self.sessions.plays(at.session, &at.key, at.claim.nonce, pair.nonce())
         {
-            self.hand_over(&pair).await?;
+            self.clear(&pair).await?;
         }
         Ok(Ended::NotOurs)
     }

@@ -12,7 +12,7 @@ mod guarded;
 
 use std::time::{Duration, Instant};
 
-use agent::{agent, client, config, delete, in_line, keys, operator, put};
+use agent::{agent, client, config, delete, in_line, keys, only, operator, put};
 use front::{Answer, Asked, Front, Verdict};
 use guarded::{Guarded, TOKEN, documented, within};
 use sync_conformance::driver::{Driver, TTL, claim, eventually, lock, name};
@@ -135,4 +135,33 @@ async fn two_polls_of_a_key_are_never_closer_than_they_may_be() {
     }
     let polls = front.asked().iter().filter(|asked| asked.is_poll()).count();
     assert!((5..=21).contains(&polls), "{polls} in two seconds");
+}
+
+/// `consul kv import` puts an earlier record over that of the claim which holds the key now.
+#[tokio::test]
+async fn an_earlier_record_that_is_put_back_over_a_held_key_blocks_nobody() {
+    let server = agent(&[]).await;
+    let consul = operator(&server);
+    let options = Options::new().ttl(Duration::from_secs(30));
+    let sync = config(server.url()).options(options).connect().await.unwrap();
+    let other = config(server.url()).connect().await.unwrap();
+    let lock = sync.lock("a");
+    let key = lock.key().unwrap();
+    let guard = lock.acquire().await.unwrap();
+    let earlier = only(&consul, &key).await;
+    guard.release().await.unwrap();
+    sleep(Duration::from_secs(3)).await; // what has ended is not looked for any more
+    let guard = lock.acquire().await.unwrap();
+    let waiting = tokio::spawn({
+        let lock = other.lock("a");
+        async move { lock.acquire().await }
+    });
+    in_line(&consul, "lock/a", 1).await;
+    let path = format!("/v1/kv/{key}?flags={}", earlier.flags);
+    consul.ask("PUT", &path, earlier.text().as_bytes()).await.unwrap();
+    assert_eq!(timeout(SOON, guard.revoked()).await.expect("told").cause, Cause::Key);
+    let got = timeout(SOON, waiting).await.expect("it is free").unwrap().unwrap();
+    assert!(guard.release().await.is_err());
+    assert!(got.is_valid());
+    got.release().await.unwrap();
 }
