@@ -6,6 +6,7 @@ use sync_core::backend::{Attempt, Claim, Grant, Session, Ticket};
 use sync_core::{ErrorKind, Kind, StoreError};
 
 use crate::backend::Driver;
+use crate::end::freeing;
 use crate::http::IntoUnsent as _;
 use crate::keys::{is_ticket_of, ticket};
 use crate::line::Line;
@@ -216,8 +217,7 @@ impl Driver {
                 Ok(attempt) => attempt,
                 Err(error) if error.settled() => {
                     // All was answered: without the place nothing is left that needs a marker.
-                    let left = self.api.done(&[Op::delete(&at.ticket)]).await;
-                    left.map_err(StoreError::unsettled)?;
+                    self.api.done(&leaving(at)).await.map_err(StoreError::unsettled)?;
                     return Err(error);
                 }
                 Err(error) => return Err(error),
@@ -227,7 +227,7 @@ impl Driver {
         };
         let leaves = !at.claim.queue && !mutant::on(mutant::ALWAYS_QUEUES);
         if leaves && matches!(attempt, Attempt::Blocked(_)) {
-            self.api.done(&[Op::delete(&at.ticket)]).await.map_err(StoreError::unsettled)?;
+            self.api.done(&leaving(at)).await.map_err(StoreError::unsettled)?;
         }
         Ok(attempt)
     }
@@ -310,14 +310,8 @@ impl Driver {
         match pair.nonce() {
             Some(found) if found == nonce => Ok(Refused::Ours(pair.grant())),
             found if self.sessions.plays(session, &at.key, nonce, found) => Ok(Refused::Soon),
-            Some(_) => {
-                tracing::warn!(key = at.key, "a claim of nobody stood under our session: removed");
-                let ops = [Op::unchanged(&at.key, pair.modify_index), Op::delete(&at.key)];
-                self.api.done(&ops).await?;
-                Ok(Refused::Cleared)
-            }
-            None => {
-                self.hand_over(&pair).await?;
+            _ => {
+                self.clear(&pair).await?;
                 Ok(Refused::Cleared)
             }
         }
@@ -331,6 +325,15 @@ impl Driver {
             Ok(false) => Ok(Refused::SessionEnded),
             Err(error) => Err(error.into_unsent()),
         }
+    }
+
+    /// Our session holds a key for no claim of ours.
+    pub(crate) async fn clear(&self, pair: &Pair) -> Result<(), StoreError> {
+        if pair.nonce().is_none() {
+            return self.hand_over(pair).await;
+        }
+        tracing::warn!(key = pair.key, "a claim of nobody stood under our session: removed");
+        self.api.done(&freeing(pair)).await.map(|_| ())
     }
 
     /// Somebody has written over a key that our session holds: it is theirs, without our session.
@@ -400,6 +403,11 @@ fn taking<'a>(at: &'a Spot<'_>, left: Option<u64>) -> Vec<Op<'a>> {
     }
     ops.extend([Op::lock(&at.key, at.session, &at.claim.record), Op::get(&at.key)]);
     ops
+}
+
+/// What gives the ticket back. It is locked once more, so that the answer names it in any case.
+pub(crate) fn leaving<'a>(at: &'a Spot<'_>) -> [Op<'a>; 2] {
+    [Op::lock(&at.ticket, at.session, &[]), Op::delete(&at.ticket)]
 }
 
 /// What keeps every earlier attempt of a nonce out.

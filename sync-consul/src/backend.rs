@@ -11,6 +11,7 @@ use sync_core::backend::{
     Ticket, Updated, Version,
 };
 use sync_core::{Environment, Kind, Name, StoreError};
+use tokio::runtime::Handle;
 
 use crate::acquire::{Note, Spot};
 use crate::api::{Api, NewSession, ServiceCheck};
@@ -74,6 +75,8 @@ pub(crate) struct Driver {
     pub(crate) keys: Keys,
     settings: Settings,
     pub(crate) environment: Environment,
+    /// The one that it was made on, for all that goes on in the background.
+    pub(crate) runtime: Handle,
     pub(crate) api: Api,
     pub(crate) polls: Polls,
     pub(crate) sessions: Sessions,
@@ -96,12 +99,14 @@ impl Consul {
         poll: Duration,
     ) -> Self {
         let prefix = keys.prefix().to_owned();
-        let polls = Polls::new(api.clone(), environment.clone(), poll, prefix);
+        let runtime = Handle::current();
+        let polls = Polls::new(api.clone(), environment.clone(), runtime.clone(), poll, prefix);
         let driver = Driver {
             profile,
             keys,
             settings,
             environment,
+            runtime,
             api,
             polls,
             sessions: Sessions::default(),
@@ -221,7 +226,8 @@ impl Backend for Consul {
         if mutant::on(mutant::CLOSES_NOTHING) {
             return Ok(());
         }
-        // Not told of any more: it is the end that they would find.
+        // It is the end that they would find. Before all that may fail, which is not repeated for ever.
+        driver.sessions.unwatched(&session.id);
         driver.free(&session.id).await?;
         driver.api.destroy_session(&session.id).await?;
         driver.sessions.closed(&session.id);

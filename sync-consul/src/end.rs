@@ -3,7 +3,7 @@
 use sync_core::StoreError;
 use sync_core::backend::{Ended, Grant};
 
-use crate::acquire::{Spot, abandoning};
+use crate::acquire::{Spot, abandoning, leaving};
 use crate::backend::Driver;
 use crate::http::IntoUnsent;
 use crate::line::Line;
@@ -53,27 +53,23 @@ impl Driver {
         at.is_ours(pair) && pair.create_index == grant.token.get()
     }
 
-    /// The key is not this claim's any more. Where our session still holds it for nobody, it is
-    /// taken off.
+    /// The key is not this claim's any more. Our session holds it for nobody where it was written
+    /// over, be it with the record of an earlier claim, as by `consul kv import`.
     async fn not_ours(&self, at: &Spot<'_>, found: Option<Pair>) -> Result<Ended, StoreError> {
         if let Some(pair) = found
             && pair.session == at.session
-            && pair.nonce().is_none()
-            && !self.sessions.plays(at.session, &at.key, at.claim.nonce, None)
+            && !self.sessions.plays(at.session, &at.key, at.claim.nonce, pair.nonce())
         {
-            self.hand_over(&pair).await?;
+            self.clear(&pair).await?;
         }
         Ok(Ended::NotOurs)
     }
 
-    /// Leaves the line. The ticket is locked once more, so that the answer names it in any case.
+    /// Leaves the line.
     async fn step_out(&self, at: &Spot<'_>) -> Result<Ended, StoreError> {
         let mut seen = Seen::new("", Line::new(at.line.clone(), at.ticket.clone(), None));
-        let ops = [
-            Op::get_tree(&at.ticket),
-            Op::lock(&at.ticket, at.session, &[]),
-            Op::delete(&at.ticket),
-        ];
+        let [lock, delete] = leaving(at);
+        let ops = [Op::get_tree(&at.ticket), lock, delete];
         let done = if mutant::on(mutant::KEEPS_PLACE) { 2 } else { 3 };
         if !self.api.commit(&ops[..done], &mut seen).await? {
             return self.with_its_session(at).await;

@@ -59,7 +59,7 @@ impl Driver {
             return;
         }
         let (driver, clock) = (Arc::downgrade(self), Arc::clone(&self.environment.clock));
-        tokio::spawn(async move {
+        self.runtime.spawn(async move {
             loop {
                 clock.sleep_until(clock.now() + LATER).await;
                 let Some(driver) = driver.upgrade() else { return };

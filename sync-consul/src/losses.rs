@@ -34,7 +34,7 @@ impl Driver {
         let watcher = self.watcher(session, losses.clone());
         let states = self.polls.follow(Subject::Session(session.id.to_string()), Why::Session);
         // One beyond the limit is known by its claims' keys, and by its renewals.
-        let task = tokio::spawn(async move {
+        let task = self.runtime.spawn(async move {
             if let Some(states) = states {
                 watcher.session(states).await;
             }
@@ -56,7 +56,7 @@ impl Driver {
         // Not kept: the polls end with the backend.
         let (driver, watched) = (Arc::downgrade(self), session.clone());
         let key = key.to_owned();
-        self.sessions.held(&session.id, nonce, clock, due, move |losses| async move {
+        let watch = move |losses| async move {
             let watch = driver.upgrade().and_then(|driver| {
                 let states = driver.polls.follow(Subject::Key(key.clone()), Why::Held)?;
                 Some((driver.watcher(&watched, losses), states))
@@ -64,6 +64,9 @@ impl Driver {
             if let Some((watcher, states)) = watch {
                 watcher.claim(states, &key, (nonce, token)).await;
             }
+        };
+        self.sessions.held(&session.id, nonce, |watches, losses| {
+            watches.begin(&self.runtime, clock, due, nonce, || watch(losses));
         });
     }
 

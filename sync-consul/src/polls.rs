@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sync_core::{Environment, StoreError};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::AbortHandle;
 
@@ -79,6 +80,8 @@ pub(crate) struct Polls {
 pub(crate) struct Inner {
     pub(crate) api: Api,
     pub(crate) environment: Environment,
+    /// Where the polls run: whoever follows something may be on one that ends sooner.
+    runtime: Handle,
     /// How long a poll waits for a change.
     pub(crate) wait: Duration,
     /// What all keys of the namespace begin with.
@@ -106,10 +109,17 @@ struct Entry {
 }
 
 impl Polls {
-    pub(crate) fn new(api: Api, environment: Environment, wait: Duration, prefix: String) -> Self {
+    pub(crate) fn new(
+        api: Api,
+        environment: Environment,
+        runtime: Handle,
+        wait: Duration,
+        prefix: String,
+    ) -> Self {
         let inner = Inner {
             api,
             environment,
+            runtime,
             wait,
             prefix,
             table: Mutex::default(),
@@ -163,7 +173,7 @@ impl Polls {
                     why,
                     states: states.clone(),
                 };
-                Some(tokio::spawn(poll.run(index, permit)).abort_handle())
+                Some(inner.runtime.spawn(poll.run(index, permit)).abort_handle())
             }
             Err(_) if why == Why::Session => return None,
             Err(_) => None,
@@ -171,7 +181,7 @@ impl Polls {
         if task.is_none() {
             if table.shared.as_ref().is_none_or(AbortHandle::is_finished) {
                 let shared = Shared::new(inner);
-                table.shared = Some(tokio::spawn(shared.run()).abort_handle());
+                table.shared = Some(inner.runtime.spawn(shared.run()).abort_handle());
             }
             inner.joined.notify_one();
         }
@@ -309,16 +319,16 @@ impl Poll {
                     if over {
                         return;
                     }
-                    let pause = index.told(told);
+                    let pause = self.environment.jitter(index.told(told));
                     if blocks { pause.max(PACE) } else { pause }
                 }
                 Err(error) => {
                     self.states.send_replace(State::Failed(Arc::new(error)));
-                    index.failed()
+                    self.environment.jitter(index.failed())
                 }
             };
             if !pause.is_zero() {
-                clock.sleep_until(armed + self.environment.jitter(pause)).await;
+                clock.sleep_until(armed + pause).await;
             }
         }
     }

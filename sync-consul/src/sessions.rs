@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sync_core::backend::{Loss, Nonce};
 use sync_core::watches::Watches;
-use sync_core::{Clock, Moment};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::AbortHandle;
 
@@ -73,6 +72,14 @@ impl Sessions {
         self.all().remove(session);
     }
 
+    /// Ends all that watches a session, of which nobody is told any more.
+    pub(crate) fn unwatched(&self, session: &str) {
+        if let Some(remembered) = self.all().get_mut(session) {
+            (remembered.losses, remembered.watch) = (None, None);
+            remembered.watches.end();
+        }
+    }
+
     /// Who is told of the losses of a session, and what finds them out.
     pub(crate) fn listen(&self, session: &str, losses: UnboundedSender<Loss>, watch: Watch) {
         if let Some(remembered) = self.all().get_mut(session) {
@@ -99,22 +106,18 @@ impl Sessions {
         }
     }
 
-    /// It holds, and from `due` on this watches its key, if somebody is told of losses.
-    pub(crate) fn held<W>(
+    /// It holds: its key can be watched, if somebody is told of losses.
+    pub(crate) fn held(
         &self,
         session: &str,
         nonce: Nonce,
-        clock: &Arc<dyn Clock>,
-        due: Moment,
-        watch: impl FnOnce(UnboundedSender<Loss>) -> W + Send + 'static,
-    ) where
-        W: Future<Output = ()> + Send + 'static,
-    {
+        watch: impl FnOnce(&Watches, UnboundedSender<Loss>),
+    ) {
         if let Some(remembered) = self.all().get(session)
             && let Some(losses) = remembered.losses.clone()
             && remembered.claims.contains_key(&nonce)
         {
-            remembered.watches.begin(clock, due, nonce, || watch(losses));
+            watch(&remembered.watches, losses);
         }
     }
 

@@ -111,6 +111,11 @@ mod tests {
             assert!(!format!("{headers:?}{credentials:?}").contains("sesame"));
             assert!(!format!("{headers:?}").contains(token.trim()));
         }
+        for none in ["", " \n"] {
+            std::fs::write(&file, none).unwrap();
+            let error = credentials.headers().unwrap_err();
+            assert!(error.is_transient() && error.settled(), "as it is while it is written");
+        }
         std::fs::write(&file, "two\nlines").unwrap();
         let error = credentials.headers().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid);

@@ -9,6 +9,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
 use crate::backend::Nonce;
@@ -27,8 +28,10 @@ use crate::clock::{Clock, Moment};
 ///
 /// let (watches, nonce) = (Watches::new(), Nonce::from_bytes([7; 16]));
 /// let clock: Arc<dyn Clock> = Arc::new(BootClock::new());
-/// let due = clock.now() + Duration::from_millis(20);
-/// watches.begin(&clock, due, nonce, || async { /* … watch its key, and tell of its loss … */ });
+/// let (due, runtime) = (clock.now() + Duration::from_millis(20), tokio::runtime::Handle::current());
+/// watches.begin(&runtime, &clock, due, nonce, || async {
+///     // … watch its key, and tell of its loss …
+/// });
 /// watches.over(nonce); // given back: the watch was not even begun
 /// # }
 /// ```
@@ -54,13 +57,11 @@ impl Watches {
         Self::default()
     }
 
-    /// Watches a claim from `due` on, instead of what watched it before. `watch` is called then, in
-    /// the tokio runtime that this is called in.
-    ///
-    /// # Panics
-    /// Outside of a tokio runtime.
+    /// Watches a claim from `due` on, instead of what watched it before. `watch` is called then, on
+    /// `runtime`: whoever acquires may be on one that ends sooner.
     pub fn begin<W>(
         &self,
+        runtime: &Handle,
         clock: &Arc<dyn Clock>,
         due: Moment,
         nonce: Nonce,
@@ -73,7 +74,7 @@ impl Watches {
         state.fresh.insert(nonce, (due, Box::new(|| Box::pin(watch()))));
         if state.usher.as_ref().is_none_or(AbortHandle::is_finished) {
             let usher = usher(Arc::downgrade(&self.0), Arc::clone(clock), due);
-            state.usher = Some(tokio::spawn(usher).abort_handle());
+            state.usher = Some(runtime.spawn(usher).abort_handle());
         }
     }
 
@@ -113,7 +114,7 @@ impl State {
         }
     }
 
-    /// Begins what is due; when to look again.
+    /// Begins what is due, on the runtime that this is called on; when to look again.
     fn look(&mut self, now: Moment) -> Option<Moment> {
         for (nonce, (due, watch)) in std::mem::take(&mut self.fresh) {
             if due > now {
@@ -172,11 +173,17 @@ mod tests {
         fn begin(&self, number: u8, seconds: u64) {
             let (begun, due) =
                 (self.begun.clone(), self.clock.now() + Duration::from_secs(seconds));
-            self.watches.begin(&self.clock, due, nonce(number), move || async move {
-                let (alive, mut never) = mpsc::channel(1);
-                begun.send((number, alive)).unwrap();
-                never.recv().await;
-            });
+            self.watches.begin(
+                &Handle::current(),
+                &self.clock,
+                due,
+                nonce(number),
+                move || async move {
+                    let (alive, mut never) = mpsc::channel(1);
+                    begun.send((number, alive)).unwrap();
+                    never.recv().await;
+                },
+            );
         }
 
         async fn pass(&self, seconds: u64) {

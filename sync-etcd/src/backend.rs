@@ -92,7 +92,8 @@ impl Etcd {
         };
         let (watcher, environment) = (Arc::clone(&self.watcher), self.environment.clone());
         let clock = &self.environment.clock;
-        place.lease.watches.begin(clock, clock.now() + SHORT, place.claim.nonce, move || {
+        let (due, nonce) = (clock.now() + SHORT, place.claim.nonce);
+        place.lease.watches.begin(&self.watcher.runtime, clock, due, nonce, || {
             watch(watched, watcher, environment)
         });
     }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use etcd_client::{Error, KeyValue, WatchOptions, WatchRequestSender, WatchResponse};
 use sync_core::backend::Nonce;
 use sync_core::{ErrorKind, Moment, StoreError, record_nonce};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
 use crate::dial::{Connector, Link, Login, over};
@@ -20,6 +21,9 @@ use crate::error::{Failure, is_about_permission, is_about_token, some_permission
 /// Opens watches.
 #[derive(Debug)]
 pub(crate) struct Watcher {
+    /// The one that the backend was made on, for all that goes on in the background: whoever asks may
+    /// be on one that ends sooner.
+    pub(crate) runtime: Handle,
     connector: Arc<Connector>,
     stream: Mutex<Option<Stream>>,
     next: AtomicI64,
@@ -122,7 +126,8 @@ impl Drop for Watch {
 impl Watcher {
     pub(crate) fn new(connector: Arc<Connector>) -> Self {
         let connect_at = Mutex::new(connector.clock().now());
-        Self { connector, stream: Mutex::default(), next: AtomicI64::new(1), connect_at }
+        let runtime = Handle::current();
+        Self { runtime, connector, stream: Mutex::default(), next: AtomicI64::new(1), connect_at }
     }
 
     /// Whether to ask for a watch now, for those who ask again and again: where there is no
@@ -170,7 +175,7 @@ impl Watcher {
         }
         let (orders, received) = mpsc::unbounded_channel();
         let stream = Stream { generation: link.generation(), orders };
-        tokio::spawn(serve(link.clone(), received));
+        self.runtime.spawn(serve(link.clone(), received));
         *slot = Some(stream.clone());
         stream
     }

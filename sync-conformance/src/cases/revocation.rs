@@ -26,6 +26,8 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new(an_extension_whose_answer_is_lost_is_not_taken_for_held),
         Case::new(renewals_that_fail_once_or_twice_take_nothing_away),
         Case::new(a_removed_key_is_told).needs(&[Need::Tamper(Tamper::Delete)]),
+        Case::new(a_removed_key_is_told_though_who_acquired_it_has_gone)
+            .needs(&[Need::Tamper(Tamper::Delete)]),
         Case::new(an_overwritten_key_is_told).needs(&[Need::Tamper(Tamper::Overwrite)]),
         Case::new(an_ended_session_is_told).needs(&[Need::Tamper(Tamper::EndSession)]),
         Case::new(a_lost_session_takes_all_its_claims_along),
@@ -162,6 +164,24 @@ async fn a_removed_key_is_told(ctx: Context) -> Result<(), Failed> {
     let again = soon(&ctx, "it is taken again", lock.acquire()).await??;
     again.release().await?;
     beside.release().await?;
+    ctx.assert_nothing_left().await
+}
+
+/// On a runtime of its own, which is over since, as a blocking caller may have one.
+async fn a_removed_key_is_told_though_who_acquired_it_has_gone(ctx: Context) -> Result<(), Failed> {
+    let sync = ctx.coordinator_with(ctx.hasty()?).await?;
+    let lock = sync.lock("x");
+    let acquiring = lock.clone();
+    let guard = tokio::task::spawn_blocking(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let guard = runtime.block_on(acquiring.acquire())?;
+        runtime.shutdown_background();
+        Ok::<_, Failed>(guard)
+    })
+    .await??;
+    ctx.tamper(&lock.key()?, Tamper::Delete).await?;
+    assert_eq!(told(&ctx, &guard).await?, Cause::Key);
+    soon(&ctx, "it is taken again", lock.acquire()).await??.release().await?;
     ctx.assert_nothing_left().await
 }
 
