@@ -58,6 +58,7 @@ impl Driver {
     async fn not_ours(&self, at: &Spot<'_>, found: Option<Pair>) -> Result<Ended, StoreError> {
         if let Some(pair) = found
             && pair.session == at.session
+            && pair.nonce() != Some(at.claim.nonce)
             && !self.sessions.plays(at.session, &at.key, at.claim.nonce, pair.nonce())
         {
             self.clear(&pair).await?;

@@ -33,10 +33,6 @@ const SLACK: Duration = Duration::from_secs(3);
 /// The poll of a key that is not there wakes for its siblings too: it is made again no faster.
 pub(crate) const PACE: Duration = Duration::from_millis(100);
 
-/// How long a poll goes on that nobody wants: it may be wanted again, and ends by itself if what it
-/// polls is about to go.
-const LINGER: Duration = Duration::from_secs(1);
-
 /// The pauses after failures double up to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -192,8 +188,11 @@ impl Polls {
 
 impl Inner {
     /// The keys that share a poll and are still followed, with those who are to be told. `None` if
-    /// there are none: the task is then taken to have ended.
-    pub(crate) fn sharing(&self) -> Option<Vec<(String, Why, watch::Sender<State>)>> {
+    /// there are none and the task may end: it is then taken to have ended.
+    pub(crate) fn sharing(
+        &self,
+        may_end: bool,
+    ) -> Option<Vec<(String, Why, watch::Sender<State>)>> {
         let mut table = self.table();
         table.entries.retain(|_, entry| entry.task.is_some() || entry.states.receiver_count() > 0);
         let sharing: Vec<_> = table
@@ -205,7 +204,7 @@ impl Inner {
                 Subject::Session(_) => None,
             })
             .collect();
-        if sharing.is_empty() {
+        if sharing.is_empty() && may_end {
             table.shared = None;
             return None;
         }
@@ -299,18 +298,15 @@ impl Poll {
     async fn run(self, mut index: Index, _permit: OwnedSemaphorePermit) {
         let clock = &*self.environment.clock;
         loop {
+            // Not while it is under way: the agent goes on with a poll that was broken off, and keeps
+            // its connection for as long.
+            if self.inner.upgrade().is_none_or(|inner| inner.forget(&self.subject)) {
+                return;
+            }
             let armed = clock.now();
             let blocking = index.query(self.environment.jitter(self.wait));
             let blocks = blocking.is_some();
-            let answer = tokio::select! {
-                biased;
-                answer = self.look(blocking) => answer,
-                () = self.unwanted() => match self.inner.upgrade() {
-                    Some(inner) if !inner.forget(&self.subject) => continue,
-                    _ => return,
-                },
-            };
-            let pause = match answer {
+            let pause = match self.look(blocking).await {
                 Ok((state, told)) => {
                     let gone = state.is_none();
                     let over = gone
@@ -371,21 +367,6 @@ impl Poll {
                     }
                     _ => Err(head.error()),
                 }
-            }
-        }
-    }
-
-    /// Resolves when nobody has followed it for a while: at once if nothing stands there, since such
-    /// a poll ends with every change of a sibling.
-    async fn unwanted(&self) {
-        let clock = &*self.environment.clock;
-        loop {
-            self.states.closed().await;
-            if !matches!(*self.states.borrow(), State::Is(None)) {
-                clock.sleep_until(clock.now() + LINGER).await;
-            }
-            if self.states.receiver_count() == 0 {
-                return;
             }
         }
     }

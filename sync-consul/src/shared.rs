@@ -62,9 +62,10 @@ impl Shared {
         let mut changed_at = clock.now();
         let (mut due, mut again) = (Due::default(), None);
         loop {
-            // Not kept: the backend may go meanwhile, which ends this task.
+            // Not kept: the backend may go meanwhile, which ends this task. Nor is a poll broken off
+            // that is under way.
             let sharing = match self.inner.upgrade() {
-                Some(inner) => inner.sharing(),
+                Some(inner) => inner.sharing(asking.is_none()),
                 None => return,
             };
             let Some(sharing) = sharing else { return };

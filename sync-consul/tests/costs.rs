@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use agent::{agent, applied, client, config, coordinator, delete, destroy, in_line, operator};
 use front::{Asked, Front, creating};
 use sync_conformance::driver::{Driver, TTL, lock};
-use sync_consul::Cause;
+use sync_consul::{Cause, ErrorKind};
 use sync_core::backend::Attempt;
 use tokio::time::{sleep, timeout};
 
@@ -144,6 +144,18 @@ async fn one_renewal_per_interval_however_much_is_held() {
     assert!(guards.iter().all(|guard| guard.is_valid()));
 }
 
+/// How many connections an agent at this port serves: those of which it has not seen the end too.
+fn served(port: u16) -> usize {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let own = format!("0100007F:{port:04X}");
+    let open = |line: &&str| {
+        let mut columns = line.split_whitespace().skip(1);
+        let (at, state) = (columns.next(), columns.nth(1));
+        at == Some(&own) && matches!(state, Some("01" | "08"))
+    };
+    table.lines().filter(open).count()
+}
+
 /// How many connections of this host there are to a port of it.
 fn connections(port: u16) -> usize {
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
@@ -227,5 +239,41 @@ async fn a_thousand_held_names_and_three_hundred_waited_for_share_64_long_polls(
     for guard in held.iter().skip(2).chain(&got) {
         let told = timeout(Duration::from_secs(2), guard.revoked()).await.expect("told");
         assert!(matches!(told.cause, Cause::Session | Cause::Key), "{told:?}");
+    }
+}
+
+/// An agent goes on with a long poll whose asker has gone, and keeps the connection for as long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waits_that_are_given_up_take_no_more_connections() {
+    const ASKING: usize = 31;
+    let server = agent(&[]).await;
+    let port = server.addresses()[0].port();
+    let a = client(&server).await;
+    for number in 0..WAITED {
+        a.held(&lock(&format!("t{number}"))).await;
+    }
+    let before = served(port);
+    let sync = coordinator(&server.url(), Duration::from_secs(20)).await;
+    let end = Instant::now() + Duration::from_secs(8);
+    let mut asking = tokio::task::JoinSet::new();
+    for first in 0..ASKING {
+        let sync = sync.clone();
+        asking.spawn(async move {
+            for number in (first..WAITED).step_by(ASKING).cycle() {
+                let lock = sync.lock(format!("t{number}")).wait(Duration::from_millis(200));
+                assert_eq!(lock.acquire().await.unwrap_err().kind(), ErrorKind::Timeout);
+                if Instant::now() > end {
+                    return;
+                }
+            }
+        });
+    }
+    while Instant::now() < end {
+        let open = served(port) - before;
+        assert!(open <= POLLS + OTHERS, "{open} connections");
+        sleep(Duration::from_millis(100)).await;
+    }
+    while let Some(asked) = asking.join_next().await {
+        asked.unwrap();
     }
 }

@@ -22,6 +22,9 @@ use tokio_stream::StreamExt;
 
 const SOON: Duration = Duration::from_secs(3);
 
+/// How long a poll goes on where nothing changes, at most.
+const POLL: Duration = Duration::from_secs(11);
+
 #[tokio::test]
 async fn a_follower_is_told_of_each_change_at_once_and_of_nothing_else() {
     let server = agent(&[]).await;
@@ -52,12 +55,14 @@ async fn an_expiry_is_told_too() {
 }
 
 /// Waits until so many long polls are under way, and gives what they are of. They are to stay so few.
+/// One that nobody wants any more is left to its end.
 async fn settled(front: &Front, count: usize) -> Vec<String> {
     let polls = || -> Vec<String> {
         let open = front.open_polls().into_iter();
         open.map(|path| path.split('?').next().unwrap_or_default().to_owned()).collect()
     };
-    eventually(SOON, async || if polls().len() == count { Ok(()) } else { Err(polls()) }).await;
+    eventually(POLL + SOON, async || if polls().len() == count { Ok(()) } else { Err(polls()) })
+        .await;
     sleep(Duration::from_millis(500)).await;
     let open = polls();
     assert_eq!(open.len(), count, "{open:?}");
