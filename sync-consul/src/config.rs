@@ -271,8 +271,9 @@ impl Config {
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] for a URL or options that cannot be used, also for a least TTL that
-    /// the agent does not accept; [`ErrorKind::Unsupported`] for `https` where this build has no TLS; [`ErrorKind::Unreachable`] where no agent that knows a leader
-    /// answers within the connect timeout; [`ErrorKind::Denied`] with what is missing.
+    /// the agent does not accept; [`ErrorKind::Unsupported`] for `https` where this build has no TLS;
+    /// [`ErrorKind::Unreachable`] where no agent that knows a leader answers within the connect
+    /// timeout; [`ErrorKind::Denied`] with what is missing.
     ///
     /// # Cancel safety
     /// Dropping the future may leave a session without keys, which ends with its TTL.

@@ -127,8 +127,8 @@ impl Config {
     /// # Errors
     /// [`ErrorKind::Invalid`] for URLs or options that cannot be used, and for endpoints of
     /// different clusters; [`ErrorKind::Unsupported`] for `https` where this build has no TLS;
-    /// [`ErrorKind::Unreachable`] where no member answers within the connect
-    /// timeout; [`ErrorKind::Denied`] with what is missing.
+    /// [`ErrorKind::Unreachable`] where no member answers within the connect timeout;
+    /// [`ErrorKind::Denied`] with what is missing.
     ///
     /// # Cancel safety
     /// Dropping the future closes the connection again; nothing is left in the store.
