@@ -132,10 +132,13 @@ impl Config {
         self
     }
 
-    /// The ACL token, sent as a header. Without one the agent's own counts, or the anonymous one.
+    /// The ACL token, sent as a header. Without one, or with an empty one, the agent's own counts, or
+    /// the anonymous one.
     #[must_use]
     pub fn token(mut self, token: impl Into<String>) -> Self {
-        self.credentials.token = Token::Value(token.into().into());
+        let token = token.into();
+        self.credentials.token =
+            if token.is_empty() { Token::None } else { Token::Value(token.into()) };
         self
     }
 
@@ -300,18 +303,14 @@ impl Config {
         let Self { settings, least_ttl, .. } = self;
         let longest = if settings.strict { LONGEST_LOCK_DELAY } else { LONGEST_TTL };
         let profile = Profile::new("consul", &endpoint, Expiry::Session).ttl(least_ttl..=longest);
+        let too_long =
+            if settings.strict { "Config::strict_lock_delay allows no more" } else { "" };
+        let profile = profile
+            .advise("Config::least_ttl says so: set it to the servers' session_ttl_min", too_long);
         if least_ttl.is_zero() {
             return Err(invalid("a least TTL of zero is below what any agent accepts"));
         }
-        options.check(&profile).map_err(|error| match (error.kind(), settings.strict) {
-            (ErrorKind::Invalid, false) => error.advise(
-                "where the servers' session_ttl_min is lower, say so to Config::least_ttl",
-            ),
-            (ErrorKind::Invalid, true) => error.advise(
-                "Config::least_ttl sets the shortest; Config::strict_lock_delay allows 60 s at most",
-            ),
-            _ => error,
-        })?;
+        options.check(&profile)?;
         if settings.lock_delay > LONGEST_LOCK_DELAY {
             let delay = settings.lock_delay;
             return Err(invalid(format!(
@@ -320,7 +319,7 @@ impl Config {
         }
         let http = Http::new(agents, Arc::clone(&environment.clock), options.within());
         // So that a call which reads and then writes is not given up for a slow read.
-        let read_limit = options.answered_within() * 3 / 4;
+        let read_limit = options.answered_within() / 4 * 3;
         let api = Api { http: http.clone(), read_limit };
         let probing = probe::probe(&api, &keys, &settings, nonce, least_ttl);
         http.connector().greet("consul", &endpoint, probing).await?;
@@ -464,12 +463,17 @@ pub(crate) fn invalid(reason: impl Into<String>) -> Error {
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let endpoint: Vec<_> =
-            self.urls.split(',').map(|url| Some(parse(url, self.called).ok()?.endpoint)).collect();
+        let mut credentials = self.credentials.clone();
+        let places = self.urls.split(',').map(|url| {
+            let Place { endpoint, basic, .. } = parse(url, self.called).ok()?;
+            credentials.basic = credentials.basic.take().or(basic);
+            Some(endpoint)
+        });
+        let endpoint: Vec<_> = places.collect();
         f.debug_struct("Config")
             .field("endpoint", &endpoint)
             .field("options", &self.options)
-            .field("credentials", &self.credentials)
+            .field("credentials", &credentials)
             .field("settings", &self.settings)
             .finish_non_exhaustive()
     }

@@ -310,8 +310,11 @@ impl Http {
                 (head.name, head.needed) =
                     (base.name.clone(), Arc::clone(&self.connector.dial().needed));
                 if self.may_know_later(&head, sent) {
-                    let why = format!("{} just now", head.text.trim());
-                    return Err(head.named(StoreError::unsent(why)));
+                    let why = format!("{}, which the agent knew before", head.text.trim());
+                    return Err(head.named(StoreError::unsent(why)).advise(
+                        "if the ACL token was deleted: give another to Config::token; an agent or a \
+                         server that has just started knows it again in a moment",
+                    ));
                 }
                 Ok(head)
             }

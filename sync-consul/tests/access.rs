@@ -52,6 +52,8 @@ async fn a_token_that_is_wrong_or_missing_is_denied() {
     let none = within(config(guarded.server.url()));
     let words = ["key:write", "key_prefix", "no ACL token is given: ", "CONSUL_HTTP_TOKEN"];
     denied(none, &words).await;
+    // As an unset variable gives it.
+    denied(within(config(guarded.server.url()).token("")), &words).await;
     let unknown = within(config(guarded.server.url()).token(UNKNOWN));
     denied(unknown, &["does not know the ACL token"]).await;
     guarded.config().connect().await.unwrap();
@@ -69,6 +71,10 @@ async fn of_several_agents_the_one_is_named_that_refuses_or_is_gone() {
     let gone = several("http://127.0.0.1:1,http://127.0.0.1:2".to_owned());
     let error = gone.connect().await.unwrap_err();
     assert!(error.to_string().contains(": 127.0.0.1:2: "), "the last that was tried: {error}");
+    // However long a request may take.
+    let patient = Options::new().request_timeout(Duration::MAX);
+    let error = config("http://127.0.0.1:1").options(patient).connect().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unreachable);
     // Where there is one, its name stands in the error already.
     let error = within(config("http://127.0.0.1:1")).connect().await.unwrap_err();
     assert_eq!(error.to_string().matches("127.0.0.1:1").count(), 1, "{error}");

@@ -188,7 +188,10 @@ async fn user_and_password_are_shown_to_a_proxy_before_the_agent() {
     ] {
         let front = Front::of(&server).await;
         let url = front.url().replace("://", &format!("://{user}@"));
-        config(url).connect().await.unwrap();
+        let config = config(url);
+        let text = format!("{config:?}");
+        assert!(text.contains("basic: true") && !text.contains("same"), "{text}");
+        config.connect().await.unwrap();
         let asked = front.asked();
         assert!(
             asked.iter().all(|asked| asked.header("authorization") == Some(basic)),

@@ -19,7 +19,7 @@ use crate::leader::Leader;
 use crate::lease::Margin;
 use crate::lock::Lock;
 use crate::mutant;
-use crate::name::Kind;
+use crate::name::{Kind, shown};
 use crate::node::Node;
 use crate::options::{Environment, Options};
 use crate::queue::LocalQueue;
@@ -330,7 +330,7 @@ impl Shared {
 
     /// What an error says was being done.
     pub(crate) fn subject(&self, verb: &str, kind: Kind, name: &str) -> String {
-        format!("{verb} {kind} {name:?} on {}", self.place())
+        format!("{verb} {kind} {:?} on {}", shown(name), self.place())
     }
 
     /// Which store, and where.

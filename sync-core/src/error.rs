@@ -96,15 +96,15 @@ impl Error {
     /// What a store answered, or failed to, while doing `what`.
     #[must_use]
     pub fn from_store(what: impl Into<String>, error: StoreError) -> Self {
-        let StoreError { kind, reason, advice, source, .. } = error;
-        Self(Box::new(Details {
-            kind,
-            what: what.into(),
-            reason,
-            advice,
-            revocation: None,
-            source,
-        }))
+        let StoreError { kind, at, reason, advice, source, .. } = error;
+        let what = what.into();
+        let is_told =
+            |at: &String| what.strip_suffix(&**at).is_some_and(|what| what.ends_with(' '));
+        let reason = match at.filter(|at| !is_told(at)) {
+            Some(at) => format!("{at}: {reason}"),
+            None => reason,
+        };
+        Self(Box::new(Details { kind, what, reason, advice, revocation: None, source }))
     }
 
     /// Adds what to do about it.
@@ -191,6 +191,8 @@ impl StdError for Error {
 pub struct StoreError {
     kind: ErrorKind,
     settled: bool,
+    /// At which of several endpoints.
+    at: Option<String>,
     reason: String,
     advice: Option<String>,
     source: Option<Source>,
@@ -200,7 +202,7 @@ impl StoreError {
     /// The store answered: the request was not applied and never will be.
     #[must_use]
     pub fn refused(kind: ErrorKind, reason: impl Into<String>) -> Self {
-        Self { kind, settled: true, reason: reason.into(), advice: None, source: None }
+        Self { kind, settled: true, at: None, reason: reason.into(), advice: None, source: None }
     }
 
     /// The request never left this process.
@@ -212,8 +214,7 @@ impl StoreError {
     /// No answer, or none that counts: the request may have been applied, or may be applied yet.
     #[must_use]
     pub fn unknown(reason: impl Into<String>) -> Self {
-        let kind = ErrorKind::Unknown;
-        Self { kind, settled: false, reason: reason.into(), advice: None, source: None }
+        Self { settled: false, ..Self::refused(ErrorKind::Unknown, reason) }
     }
 
     /// The same, but some of it may have been applied, or may be applied yet: an attempt of
@@ -224,10 +225,10 @@ impl StoreError {
         self
     }
 
-    /// Says at which of several endpoints.
+    /// Says at which of several endpoints. Left out where the whole error names no other.
     #[must_use]
     pub fn at(mut self, endpoint: &str) -> Self {
-        self.reason = format!("{endpoint}: {}", self.reason);
+        self.at = Some(endpoint.to_owned());
         self
     }
 
@@ -266,6 +267,9 @@ impl StoreError {
 
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(at) = &self.at {
+            write!(f, "{at}: ")?;
+        }
         f.write_str(&self.reason)?;
         match &self.advice {
             Some(advice) => write!(f, " ({advice})"),
@@ -277,5 +281,25 @@ impl fmt::Display for StoreError {
 impl StdError for StoreError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.source.as_deref().map(|source| source as &(dyn StdError + 'static))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_told_where_it_is_not_the_only_one() {
+        let refused = || StoreError::unsent("connection refused").at("h:1");
+        assert_eq!(refused().to_string(), "h:1: connection refused");
+        let text = |what: &str| Error::from_store(what, refused()).to_string();
+        assert_eq!(
+            text("connect to s at h:1"),
+            "could not connect to s at h:1: connection refused"
+        );
+        for several in ["connect to s at h:0,h:1", "connect to s at other-h:1"] {
+            let text = text(several);
+            assert!(text.ends_with(": h:1: connection refused"), "{text}");
+        }
     }
 }

@@ -26,7 +26,7 @@ impl Margin {
 
     /// What is taken off a TTL: how much longer than its holder the store may count a claim.
     pub(crate) fn of(self, ttl: Duration) -> Duration {
-        ttl.mul_f64(self.drift) + self.slack
+        ttl.mul_f64(self.drift).saturating_add(self.slack)
     }
 }
 

@@ -1,10 +1,22 @@
 //! What is locked and under which prefix: parsed once, refused before anything is sent.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
 /// Longest name in bytes, before it is encoded for a store.
 pub const LONGEST_NAME: usize = 200;
+
+/// As much of a name as an error shows that is too long to be one.
+const EXCERPT: usize = 40;
+
+/// A name as errors show it.
+pub(crate) fn shown(name: &str) -> Cow<'_, str> {
+    match name.char_indices().nth(EXCERPT) {
+        Some((end, _)) if name.len() > LONGEST_NAME => format!("{}…", &name[..end]).into(),
+        _ => name.into(),
+    }
+}
 
 /// Segments that the key layout uses itself. A namespace of one of these would make the keys of
 /// one namespace the names of another.
@@ -233,6 +245,13 @@ mod tests {
     use super::*;
 
     /// Other versions of these crates and other programs rely on this table.
+    #[test]
+    fn what_is_too_long_to_be_a_name_is_shown_in_part() {
+        let longest = "x".repeat(LONGEST_NAME);
+        assert_eq!(shown(&longest), longest);
+        assert_eq!(shown(&"ä".repeat(1_000_000)), format!("{}…", "ä".repeat(EXCERPT)));
+    }
+
     #[test]
     fn the_encoding_is_pinned() {
         for (name, encoded) in [

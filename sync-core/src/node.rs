@@ -101,6 +101,9 @@ fn is_unchanged(change: &u64) -> bool {
     *change == 0
 }
 
+/// What is wrong with a node without an id.
+pub(crate) const NO_ID: &str = "the node's id is empty: others could not tell who it is";
+
 /// The bytes that stand in the store for as long as this claim is held; `change` is 0 at first.
 ///
 /// # Errors
@@ -113,7 +116,7 @@ pub(crate) fn encode(
     change: u64,
 ) -> Result<Vec<u8>, String> {
     if node.id.is_empty() {
-        return Err("the node's id is empty: others could not tell who it is".to_owned());
+        return Err(NO_ID.to_owned());
     }
     let since = since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let record = Record {

@@ -8,8 +8,8 @@ use crate::backend::{Nonce, Profile};
 use crate::clock::{BootClock, Clock};
 use crate::error::{Error, ErrorKind};
 use crate::lease::Margin;
-use crate::name::{InvalidName, Namespace};
-use crate::node::Node;
+use crate::name::{InvalidName, Namespace, shown};
+use crate::node::{NO_ID, Node};
 use crate::observer::{NoObserver, Observer};
 use crate::random::{OsRng, Rng};
 
@@ -98,7 +98,8 @@ impl fmt::Debug for Environment {
 
 /// What is the same to configure for every store. Each has a default that suits most services.
 ///
-/// Nothing is checked before a coordinator is made of it; then all of it is, together.
+/// Nothing is checked before a coordinator is made of it; then all of it is, and the first fault is
+/// told.
 ///
 /// ```
 /// use std::time::Duration;
@@ -170,7 +171,8 @@ impl Options {
         self
     }
 
-    /// Within what time `connect` must have spoken to the store, default 5 s.
+    /// Within what time `connect` must have spoken to the store, default 5 s. That nobody listens
+    /// there is told at once.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
@@ -222,7 +224,7 @@ impl Options {
         Namespace::parse(&self.namespace).map_err(|why: InvalidName| {
             Error::new(
                 ErrorKind::Invalid,
-                format!("use namespace {:?}", self.namespace),
+                format!("use namespace {:?}", shown(&self.namespace)),
                 why.to_string(),
             )
         })
@@ -250,7 +252,7 @@ impl Options {
 
     /// What is taken off each deadline on a store of this profile.
     pub(crate) fn margin(&self, profile: &Profile) -> Margin {
-        Margin { drift: self.drift, slack: self.slack + profile.rounding }
+        Margin { drift: self.drift, slack: self.slack.saturating_add(profile.rounding) }
     }
 
     /// For backends: everything that can be wrong with these for a store of this profile.
@@ -266,6 +268,9 @@ impl Options {
         self.parsed_namespace()?;
         if !(0.0..0.5).contains(&self.drift) {
             return refuse(format!("a drift of {} must be from 0 to below 0.5", self.drift));
+        }
+        if self.node.as_ref().is_some_and(|node| node.id.is_empty()) {
+            return refuse(NO_ID.to_owned());
         }
         check_ttl(self.ttl, self.margin(profile), profile).or_else(refuse)?;
         for (name, value) in [
@@ -287,17 +292,24 @@ impl Default for Options {
     }
 }
 
+fn in_parentheses(advice: &str) -> String {
+    if advice.is_empty() { String::new() } else { format!(" ({advice})") }
+}
+
 /// Whether the store can keep this TTL, and enough of it can be used; the reason if not.
 pub(crate) fn check_ttl(ttl: Duration, margin: Margin, profile: &Profile) -> Result<(), String> {
-    let Profile { shortest_ttl, longest_ttl, store, .. } = profile;
+    let Profile { shortest_ttl, longest_ttl, too_short, too_long, store, .. } = profile;
     if ttl < *shortest_ttl {
         return Err(format!(
-            "a TTL of {ttl:?} is below {shortest_ttl:?}, the shortest that {store} is set to keep here"
+            "a TTL of {ttl:?} is below {shortest_ttl:?}, the shortest that {store} is set to keep here\
+             {}",
+            in_parentheses(too_short)
         ));
     }
     if ttl > *longest_ttl {
         return Err(format!(
-            "a TTL of {ttl:?} is above {longest_ttl:?}, the longest that {store} is set to keep here"
+            "a TTL of {ttl:?} is above {longest_ttl:?}, the longest that {store} is set to keep here{}",
+            in_parentheses(too_long)
         ));
     }
     let taken_off = margin.of(ttl);
@@ -307,4 +319,52 @@ pub(crate) fn check_ttl(ttl: Duration, margin: Margin, profile: &Profile) -> Res
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Expiry;
+
+    fn profile() -> Profile {
+        let ttl = Duration::from_secs(2)..=Duration::from_secs(60);
+        Profile::new("toy", "here", Expiry::Session).ttl(ttl).advise("set it lower", "")
+    }
+
+    fn refused(options: &Options) -> String {
+        let error = options.check(&profile()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+        error.to_string()
+    }
+
+    #[test]
+    fn a_fault_is_told_with_the_advice_that_is_for_it() {
+        let options = Options::new;
+        let short = refused(&options().ttl(Duration::from_secs(1)));
+        assert!(short.ends_with("is set to keep here (set it lower)"), "{short}");
+        for other in [
+            options().ttl(Duration::from_secs(61)),
+            options().drift(2.0),
+            options().drift(f64::NAN),
+            options().request_timeout(Duration::ZERO),
+            options().node(Node::new("")),
+        ] {
+            let text = refused(&other);
+            assert!(!text.contains("set it lower"), "{text}");
+        }
+        assert!(options().check(&profile()).is_ok());
+    }
+
+    #[test]
+    fn the_longest_durations_are_refused_or_used() {
+        let slack = refused(&Options::new().slack(Duration::MAX));
+        assert!(slack.contains("more than half"), "{slack}");
+        refused(&Options::new().ttl(Duration::MAX));
+        let longest = Options::new()
+            .connect_timeout(Duration::MAX)
+            .request_timeout(Duration::MAX)
+            .release_timeout(Duration::MAX)
+            .wait(Duration::MAX);
+        assert!(longest.check(&profile()).is_ok());
+    }
 }

@@ -173,6 +173,9 @@ pub(crate) fn unconnected(url: &str, failure: Failure) -> StoreError {
         _ if lower.contains("frame with invalid size") || lower.contains("grpc-status header") => {
             Some("this does not look like the client port of an etcd server")
         }
+        _ if lower.contains("connection refused") => {
+            Some("is an etcd server running there? It serves clients on port 2379")
+        }
         _ if !is_over => None,
         true => Some("the server may want a client certificate: Config::identity"),
         false => Some("the server may speak TLS on this port: use https://"),
@@ -234,7 +237,8 @@ pub(crate) fn permissions(start: &str, end: &str) -> String {
 
 /// [`permissions`] where the namespace is not at hand.
 pub(crate) fn some_permissions() -> String {
-    permissions("NAMESPACE/", "NAMESPACE0")
+    let needed = permissions("NAMESPACE/", "NAMESPACE0");
+    format!("{needed}, where NAMESPACE is that of Options::namespace, as it stands in the keys")
 }
 
 #[cfg(test)]

@@ -26,6 +26,10 @@ pub struct Profile {
     pub shortest_ttl: Duration,
     /// Longest TTL it can keep.
     pub longest_ttl: Duration,
+    /// What to do about a TTL that is too short; may be empty.
+    pub too_short: &'static str,
+    /// What to do about a TTL that is too long; may be empty.
+    pub too_long: &'static str,
     /// By how much the store may round an expiry to its earlier side. Taken off each deadline.
     pub rounding: Duration,
     /// Whether waiters are served in the order they came.
@@ -42,6 +46,8 @@ impl Profile {
             expiry,
             shortest_ttl: Duration::from_secs(1),
             longest_ttl: Duration::from_secs(24 * 3600),
+            too_short: "",
+            too_long: "",
             rounding: Duration::ZERO,
             fair: true,
         }
@@ -51,6 +57,13 @@ impl Profile {
     #[must_use]
     pub fn ttl(mut self, ttl: std::ops::RangeInclusive<Duration>) -> Self {
         (self.shortest_ttl, self.longest_ttl) = ttl.into_inner();
+        self
+    }
+
+    /// Sets what to do about a TTL that is too short, and about one that is too long.
+    #[must_use]
+    pub fn advise(mut self, too_short: &'static str, too_long: &'static str) -> Self {
+        (self.too_short, self.too_long) = (too_short, too_long);
         self
     }
 
