@@ -142,6 +142,9 @@ impl Company {
         told(&mut self.changes, "last").await;
         served(self.waiting, SOON).await;
         assert!(healed.elapsed() < Duration::from_secs(4), "{:?}", healed.elapsed());
+        // Here, and not in the background: there another server may have this one's port by then, and
+        // the same numbers.
+        self.elected.resign().await.expect("it leads");
     }
 
     /// Of the two ways to the store now one and now the other falls silent or breaks, each for longer
