@@ -213,9 +213,18 @@ mod tests {
         }
     }
 
+    /// So many were stopped until another might hold, and no stale access was refused.
+    fn never_refused(outcome: &mut Outcome, stopped: usize) {
+        outcome.done.insert(Mishap::Freeze, stopped);
+        outcome.register.refused = 0;
+    }
+
     #[test]
     fn whatever_is_wrong_with_a_run_is_told() {
         assert_eq!(sound().wrong(), [""; 0]);
+        let mut few = sound();
+        never_refused(&mut few, 3);
+        assert_eq!(few.wrong(), [""; 0]);
         assert!(sound().to_string().ends_with("soak: clean"));
         type Break = fn(&mut Outcome);
         let broken: [(Break, &str); 7] = [
@@ -224,7 +233,7 @@ mod tests {
             (|o| o.failed = Some("broken off".into()), "broken off"),
             (|o| o.settings.length *= 2, "grants: 4, which is too few"),
             (|o| o.done.clear(), "faults: 0, which is too few"),
-            (|o| o.register.refused = 0, "stale accesses refused: 0"),
+            (|o| never_refused(o, 4), "stale accesses refused: 0"),
             (|o| o.failovers = Leads::default(), "failovers: 0"),
         ];
         for (break_it, expected) in broken {
