@@ -68,12 +68,12 @@ async fn what_a_try_was_to_leave_by_does_not_end_what_its_repeat_was_granted() {
         // The look at the line is on its way; after it comes the request by which it leaves.
         sleep(slow * 3 / 2).await;
         proxy.hold();
-        sleep(slow).await;
     };
     let tried = async {
         drop(timeout(slow * 10, a.try_claim(&session, &only_now, None, false)).await);
     };
     tokio::join!(withheld, tried);
+    assert!(proxy.held() > 0, "the request by which it leaves is kept");
     assert_eq!(keys(&mut etcd, &own).await, std::slice::from_ref(&own), "it has not left");
 
     assert_eq!(b.end(&other, &held, Some(&grant), false).await.unwrap(), Ended::Released);
