@@ -98,6 +98,8 @@ struct Control {
     under_way: watch::Sender<HashMap<Verb, usize>>,
     /// How many requests are [`Fault::Late`] and not applied yet.
     late: watch::Sender<usize>,
+    /// How many answers have been [`Fault::LateAnswer`] so far.
+    late_answers: watch::Sender<usize>,
     /// How many calls of [`Backend::end`] said that some attempt was never answered.
     abandons: AtomicUsize,
     /// Counts the releases: who began to wait under an earlier number goes on.
@@ -121,6 +123,7 @@ impl Faults {
             done: watch::Sender::new(HashMap::new()),
             under_way: watch::Sender::new(HashMap::new()),
             late: watch::Sender::new(0),
+            late_answers: watch::Sender::new(0),
             abandons: AtomicUsize::new(0),
             releases: watch::Sender::new(0),
             losses: broadcast::Sender::new(1024),
@@ -198,6 +201,14 @@ impl Faults {
     pub async fn under_way(&self, verb: Verb, count: usize) {
         let as_many = |under_way: &HashMap<Verb, usize>| of(under_way, verb) == count;
         let _ = self.0.under_way.subscribe().wait_for(as_many).await;
+    }
+
+    /// Resolves once `count` requests have been applied whose answers are [`Fault::LateAnswer`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    pub async fn answered_late(&self, count: usize) {
+        let _ = self.0.late_answers.subscribe().wait_for(|late| *late >= count).await;
     }
 
     /// Resolves once no request is [`Fault::Late`] any more: all have been released and applied.
@@ -369,6 +380,7 @@ impl Faulty {
             }
             Some(Fault::LateAnswer) => {
                 let answer = call().await;
+                self.faults.0.late_answers.send_modify(|late| *late += 1);
                 released.wait().await;
                 answer
             }

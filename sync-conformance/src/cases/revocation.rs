@@ -358,8 +358,7 @@ async fn a_late_reply_revives_nothing(ctx: Context) -> Result<(), Failed> {
         faults.always(Verb::Renew, Fault::Hang);
         let looked_at = sync.lock("x").acquire().await?;
         let unlooked_at = sync.lock("y").acquire().await?;
-        soon(&ctx, "it is renewed", faults.called(Verb::Renew, 1)).await?;
-        sleep(ctx.ttl() / 20).await;
+        soon(&ctx, "it is renewed", faults.answered_late(1)).await?;
         let deadline = looked_at.deadline().max(unlooked_at.deadline());
         std::thread::sleep(deadline.since(now()) + Duration::from_millis(20));
         assert!(!looked_at.is_valid());
