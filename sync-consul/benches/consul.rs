@@ -11,6 +11,7 @@ use sync_conformance::bench::{self, Contender, Goals, Raw, Rival};
 use sync_conformance::{Failed, Server, Store, server};
 use sync_consul::Config;
 use sync_core::{Backend, Error, Options};
+use tokio::task::JoinSet;
 
 struct Consul;
 
@@ -77,6 +78,20 @@ impl Requests {
             StatusCode::NOT_FOUND => Ok((index, Vec::new())),
             _ => Err(format!("{path}: {status}: {}", String::from_utf8_lossy(&body)))?,
         }
+    }
+
+    /// Whose session has a key, and the index to wait from.
+    async fn holder(
+        &self,
+        path: &str,
+        how: &str,
+        index: Option<u64>,
+    ) -> Result<(Option<String>, Option<u64>), Failed> {
+        let wait = index.map(|index| format!("&index={index}")).unwrap_or_default();
+        let question = format!("{path}?{how}{wait}");
+        let (index, found) = self.ask(Method::GET, &question, String::new()).await?;
+        let found: Value = serde_json::from_slice(&found).unwrap_or_default();
+        Ok((found[0]["Session"].as_str().map(str::to_owned), index))
     }
 
     async fn txn(&self, operations: Value) -> Result<(), Failed> {
@@ -153,7 +168,9 @@ impl bench::Client for Requests {
     }
 }
 
-/// As Go's `api.Lock` does: everybody waits on the key, and whoever is the quickest gets it.
+/// As Go's `api.Lock` does with a session that is open: everybody waits on the key, whoever is the
+/// quickest gets it, and who has it watches it. Only that whoever finds it free after having failed
+/// tries again at once, where Go's clients would sleep for 5 s.
 #[async_trait]
 impl Rival for Consul {
     fn name(&self) -> &str {
@@ -161,45 +178,54 @@ impl Rival for Consul {
     }
 
     async fn contender(&self, url: &str, name: &str) -> Result<Box<dyn Contender>, Failed> {
-        let path = format!("/v1/kv/{name}");
-        Ok(Box::new(Herd { requests: Requests::new(url).await?, path }))
+        let (requests, path) = (Arc::new(Requests::new(url).await?), format!("/v1/kv/{name}"));
+        Ok(Box::new(Herd { requests, path, watch: JoinSet::new() }))
     }
 }
 
 struct Herd {
-    requests: Requests,
+    requests: Arc<Requests>,
     path: String,
+    watch: JoinSet<Result<(), Failed>>,
 }
 
 #[async_trait]
 impl Contender for Herd {
     async fn lock(&mut self) -> Result<(), Failed> {
-        let Self { requests, path } = self;
+        let Self { requests, path, watch } = self;
+        let acquire = format!("{path}?acquire={}", requests.session);
         loop {
-            let acquire = format!("{path}?acquire={}", requests.session);
+            let mut index = None;
+            while let (Some(_), seen) = requests.holder(path, "wait=15s", index).await? {
+                index = seen;
+            }
             let (_, taken) = requests.ask(Method::PUT, &acquire, OWNER.to_owned()).await?;
             if taken.starts_with(b"true") {
-                return Ok(());
-            }
-            let mut question = format!("{path}?consistent");
-            loop {
-                let (index, held) = requests.ask(Method::GET, &question, String::new()).await?;
-                let held: Value = serde_json::from_slice(&held).unwrap_or_default();
-                if held[0]["Session"].as_str().is_none() {
-                    break;
-                }
-                let index = index.ok_or("no index")?;
-                question = format!("{path}?consistent&wait=15s&index={index}");
+                break;
             }
         }
+        let (requests, path) = (Arc::clone(requests), path.clone());
+        watch.spawn(async move {
+            let mut index = None;
+            loop {
+                match requests.holder(&path, "consistent", index).await? {
+                    (Some(holder), seen) if holder == requests.session => index = seen,
+                    _ => return Ok(()),
+                }
+            }
+        });
+        Ok(())
     }
 
     async fn unlock(&mut self) -> Result<(), Failed> {
-        let Self { requests, path } = self;
+        let Self { requests, path, watch } = self;
         let release = format!("{path}?release={}", requests.session);
         let (_, free) = requests.ask(Method::PUT, &release, OWNER.to_owned()).await?;
         if !free.starts_with(b"true") {
             Err("the key was not held")?;
+        }
+        while let Some(ended) = watch.try_join_next() {
+            ended??;
         }
         Ok(())
     }

@@ -101,6 +101,13 @@ impl Api {
         Ok(self.read_all(&[key]).await?.pop())
     }
 
+    /// What stands at a key as far as the leader knows without asking the others or its disk.
+    pub(crate) async fn glance(&self, key: &str) -> Result<Option<Pair>, StoreError> {
+        let path = format!("/v1/kv/{key}");
+        let ask = Ask::get(&path, "").within(self.read_limit);
+        Ok(read_key(&self.http, ask, key).await?.1)
+    }
+
     /// What stands at these keys, which are at most as many as a transaction may have operations.
     pub(crate) async fn read_all(&self, keys: &[&str]) -> Result<Vec<Pair>, StoreError> {
         let mut asked: Vec<&str> = keys.to_vec();

@@ -333,11 +333,11 @@ impl Poll {
         &self,
         blocking: Option<(String, Duration)>,
     ) -> Result<(Option<Pair>, Option<u64>), StoreError> {
-        let first = blocking.is_none() && self.why == Why::Turn;
-        // What is seen too late at first is seen at once by the read that follows, which blocks only
-        // while all stands as it was seen. A consistent one would wait for the disk if the leader is
-        // just writing its log.
-        let (query, limit) = question(if first { "" } else { "consistent" }, blocking);
+        // Whoever waits for a turn is only told when to try. Where a consistent read is to begin, or
+        // wakes, the leader first writes what it has to write to its log: that is just then, while a
+        // name is handed over, another's place in the line.
+        let mode = if self.why == Why::Turn { "" } else { "consistent" };
+        let (query, limit) = question(mode, blocking);
         match &self.subject {
             Subject::Key(key) => {
                 let path = format!("/v1/kv/{key}");

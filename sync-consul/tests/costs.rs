@@ -118,6 +118,27 @@ async fn who_waits_behind_another_asks_for_its_ticket_and_then_for_the_key() {
     assert_eq!(asked, expected);
 }
 
+/// Else the next in line would have to wait until the place was written.
+#[tokio::test]
+async fn who_is_back_at_once_reads_the_key_before_it_takes_a_place_again() {
+    let server = agent(&[]).await;
+    let (a, b, front) = (client(&server).await, client(&server).await, Front::of(&server).await);
+    let x = Driver::on(config(front.url()).backend().await.unwrap(), TTL).await;
+    let [of_a, of_b, of_x, behind, back] = [(); 5].map(|()| lock("a"));
+    let held = a.held(&of_a).await;
+    let places = (b.blocked(&of_b).await, x.blocked(&of_x).await);
+    a.release(&of_a, &held).await;
+    let Attempt::Held(held) = b.again(&of_b, &places.0).await else { panic!("not held") };
+    b.release(&of_b, &held).await;
+    let Attempt::Held(held) = x.again(&of_x, &places.1).await else { panic!("not held") };
+    a.blocked(&behind).await;
+    x.release(&of_x, &held).await;
+    front.forget();
+    x.blocked(&back).await;
+    let asked: Vec<String> = front.asked().iter().map(|asked| asked.path.clone()).collect();
+    assert_eq!(asked, ["/v1/kv/sync/lock/a/.lock", "/v1/txn"]);
+}
+
 #[tokio::test]
 async fn one_renewal_per_interval_however_much_is_held() {
     let server = agent(&[]).await;

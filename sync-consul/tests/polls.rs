@@ -268,7 +268,9 @@ async fn polls_wait_for_times_of_their_own_and_for_no_longer_than_was_asked_for(
         let wait = asked.query("wait").unwrap();
         let millis: u64 = wait.strip_suffix("ms").unwrap().parse().unwrap();
         assert!((1_000..=10_000).contains(&millis), "{wait}");
-        assert!(asked.path.contains("consistent"), "{}", asked.path);
+        // The leader would write to its log first, and any server may know little.
+        let modes = ["consistent", "stale"];
+        assert!(!modes.iter().any(|mode| asked.path.contains(mode)), "{}", asked.path);
         waits.insert(millis);
     }
     assert!(waits.len() >= 3, "with jitter: {waits:?}");
