@@ -25,7 +25,9 @@ impl Store for Consul {
         if let Some(server) = server::external("SYNC_TEST_CONSUL")? {
             return Ok(server);
         }
-        let telemetry = "telemetry { prometheus_retention_time = \"1h\" disable_hostname = true }";
+        // Nothing but what is counted here: all of it would cost the agent more the longer it runs.
+        let telemetry = "telemetry { prometheus_retention_time = \"1h\" disable_hostname = true \
+                         filter_default = false prefix_filter = [\"+consul.http\"] }";
         server::consul(1, &[telemetry]).start().await
     }
 

@@ -141,8 +141,8 @@ impl Driver {
         let crowded = || self.crowds.is_crowded(&at.key, self.environment.clock.now());
         match at.claim.kind {
             Kind::Lock if newcomer && at.claim.queue && crowded() => {
-                self.let_pass(at).await;
-                self.join(at, true).await
+                let passed = self.let_pass(at).await;
+                self.join(at, !passed).await
             }
             Kind::Lock if newcomer => self.take_free(at, note).await,
             Kind::Leader if newcomer && mutant::on(mutant::ELECTIONS_TRY_FIRST) => {
@@ -155,9 +155,10 @@ impl Driver {
 
     /// Leaves the first in line the time to take what this process has given back just now: he would
     /// have to wait until the leader has written the place of whoever comes back at once. The time of
-    /// one read is what he needs, on whatever network. What it finds, or that it fails, tells nothing.
-    async fn let_pass(&self, at: &Spot<'_>) {
-        drop(self.api.glance(&at.key).await);
+    /// one read is what he needs, on whatever network. Whether he was seen to have it.
+    async fn let_pass(&self, at: &Spot<'_>) -> bool {
+        let found = self.api.glance(&at.key).await;
+        matches!(found, Ok(Some(pair)) if !pair.session.is_empty() && pair.session != at.session)
     }
 
     /// Takes a lock without standing in line, unless there is one.
@@ -206,7 +207,7 @@ impl Driver {
         if !at.claim.queue {
             return Ok(Note::default().blocked(None));
         }
-        Ok(self.placed(at, &seen.line)?.blocked(None))
+        Ok(self.placed(at, &seen.line, true)?.blocked(None))
     }
 
     /// Takes a ticket. With `enter`, whoever is the first with it tries the key in the same call.
@@ -220,7 +221,7 @@ impl Driver {
                 _ => Err(StoreError::unknown("the agent refused a place in the line")),
             };
         }
-        let note = self.placed(at, &seen.line)?;
+        let note = self.placed(at, &seen.line, !enter)?;
         let first = self.sessions.place(at.session, at.claim.nonce) == Place::First;
         let attempt = if first && enter {
             match self.enter(at, note).await {
@@ -377,8 +378,8 @@ impl Driver {
         self.sessions.stands(at.session, at.claim.nonce, place);
     }
 
-    /// The place of a ticket that was just made.
-    fn placed(&self, at: &Spot<'_>, line: &Line) -> Result<Note, StoreError> {
+    /// The place of a ticket that was just made. `taken`: somebody has the key, or had it just now.
+    fn placed(&self, at: &Spot<'_>, line: &Line, taken: bool) -> Result<Note, StoreError> {
         let Some(created) = line.created() else {
             return Err(off_by_one());
         };
@@ -387,7 +388,8 @@ impl Driver {
         } else {
             self.sessions.stands(at.session, at.claim.nonce, Place::Unknown);
         }
-        self.crowds.seen(&at.key, !line.is_empty(), self.environment.clock.now());
+        let others = taken || !line.is_empty();
+        self.crowds.seen(&at.key, others, self.environment.clock.now());
         self.name_strange(line);
         Ok(Note { created, refusals: 0 })
     }
