@@ -9,7 +9,7 @@ use crate::backend::Driver;
 use crate::end::freeing;
 use crate::http::IntoUnsent as _;
 use crate::keys::{is_ticket_of, ticket};
-use crate::line::Line;
+use crate::line::{Before, Line};
 use crate::mutant;
 use crate::pair::{LOCK_FLAGS, Pair};
 use crate::sessions::Place;
@@ -34,6 +34,8 @@ pub(crate) struct Spot<'a> {
     /// K, T and V of `docs/DESIGN.md`.
     pub(crate) key: String,
     pub(crate) ticket: String,
+    /// The claim is over, and another has its ticket, or may have it next.
+    pub(crate) handed_on: bool,
     pub(crate) void: String,
     pub(crate) line: String,
 }
@@ -44,17 +46,22 @@ impl Spot<'_> {
         Seen::new(&self.key, Line::new(self.line.clone(), self.ticket.clone(), created))
     }
 
-    /// Whether this is a key by which a session stands in the line.
-    pub(crate) fn is_ticket(&self, pair: &Pair) -> bool {
-        let segment = pair.key.strip_prefix(&*self.line);
-        segment.is_some_and(|segment| is_ticket_of(segment, &pair.session))
+    /// Whether a session still stands in the line by the ticket that was seen before the own one.
+    /// By one of that name that was made later it stands behind.
+    pub(crate) fn stands(&self, pair: &Pair, before: &Before) -> bool {
+        let later = pair.create_index > before.created && !mutant::on(mutant::TICKETS_ALIKE);
+        self.is_of(&pair.key, &pair.session) && !later
     }
 
-    /// Whether what holds the key stood in the line by this ticket.
+    /// Whether the session that holds the key stood in the line by this ticket: it has one claim at a
+    /// time there.
     pub(crate) fn has_entered(&self, pair: &Pair, by: &str) -> bool {
-        let segment = by.strip_prefix(&*self.line);
-        let entered = |nonce| segment.is_some_and(|by| by == ticket(&pair.session, nonce));
-        !pair.session.is_empty() && pair.nonce().is_some_and(entered)
+        self.is_of(by, &pair.session)
+    }
+
+    fn is_of(&self, ticket: &str, session: &str) -> bool {
+        let segment = ticket.strip_prefix(&*self.line);
+        segment.is_some_and(|segment| is_ticket_of(segment, session))
     }
 
     pub(crate) fn is_ours(&self, pair: &Pair) -> bool {
@@ -118,12 +125,14 @@ enum Refused {
 impl Driver {
     pub(crate) fn spot<'a>(&self, session: &'a Session, claim: &'a Claim) -> Spot<'a> {
         let line = self.keys.line(claim.kind, &claim.name);
+        let slot = self.sessions.slot(&session.id, claim.nonce);
         Spot {
             session: &session.id,
             claim,
             key: self.keys.claim(claim.kind, &claim.name),
-            ticket: [&line, &*ticket(&session.id, claim.nonce)].concat(),
+            ticket: [&line, &*ticket(&session.id, slot.nonce)].concat(),
             void: self.keys.void(&session.id, claim.nonce),
+            handed_on: self.sessions.is_anothers(&session.id, claim.nonce),
             line,
         }
     }
@@ -141,8 +150,11 @@ impl Driver {
         let crowded = || self.crowds.is_crowded(&at.key, self.environment.clock.now());
         match at.claim.kind {
             Kind::Lock if newcomer && at.claim.queue && crowded() => {
-                let passed = self.let_pass(at).await;
-                self.join(at, !passed).await
+                // Also to leave the first in line the time of one read: that is what he needs to ask for
+                // the key, and he would have to wait until the leader has written the place of whoever
+                // has given it back and is back at once.
+                let taken = self.is_taken(at).await;
+                self.join(at, !taken).await
             }
             Kind::Lock if newcomer => self.take_free(at, note).await,
             Kind::Leader if newcomer && mutant::on(mutant::ELECTIONS_TRY_FIRST) => {
@@ -153,10 +165,8 @@ impl Driver {
         }
     }
 
-    /// Leaves the first in line the time to take what this process has given back just now: he would
-    /// have to wait until the leader has written the place of whoever comes back at once. The time of
-    /// one read is what he needs, on whatever network. Whether he was seen to have it.
-    async fn let_pass(&self, at: &Spot<'_>) -> bool {
+    /// Whether somebody else is seen to have the key.
+    async fn is_taken(&self, at: &Spot<'_>) -> bool {
         let found = self.api.glance(&at.key).await;
         matches!(found, Ok(Some(pair)) if !pair.session.is_empty() && pair.session != at.session)
     }
@@ -221,9 +231,15 @@ impl Driver {
                 _ => Err(StoreError::unknown("the agent refused a place in the line")),
             };
         }
+        let crowded = self.crowds.is_crowded(&at.key, self.environment.clock.now());
         let note = self.placed(at, &seen.line, !enter)?;
         let first = self.sessions.place(at.session, at.claim.nonce) == Place::First;
-        let attempt = if first && enter {
+        // A read shows sooner than a write that is refused that the first in line has it by now.
+        let taken = first && enter && crowded && self.is_taken(at).await;
+        if taken {
+            self.crowds.seen(&at.key, true, self.environment.clock.now());
+        }
+        let attempt = if first && enter && !taken {
             match self.enter(at, note).await {
                 Ok(attempt) => attempt,
                 Err(error) if error.settled() => {
@@ -423,11 +439,13 @@ pub(crate) fn leaving<'a>(at: &'a Spot<'_>) -> [Op<'a>; 2] {
 }
 
 /// What keeps every earlier attempt of a nonce out.
-pub(crate) fn abandoning<'a>(at: &'a Spot<'_>) -> [Op<'a>; 2] {
-    if mutant::on(mutant::NO_MARKER) {
-        return [Op::get_tree(&at.void), Op::delete(&at.ticket)];
-    }
-    [Op::lock(&at.void, at.session, &[]), Op::delete(&at.ticket)]
+pub(crate) fn abandoning<'a>(at: &'a Spot<'_>) -> Vec<Op<'a>> {
+    let marker = match mutant::on(mutant::NO_MARKER) {
+        true => Op::get_tree(&at.void),
+        false => Op::lock(&at.void, at.session, &[]),
+    };
+    let place = (!at.handed_on).then(|| Op::delete(&at.ticket));
+    [marker].into_iter().chain(place).collect()
 }
 
 fn foreign(key: &str) -> StoreError {

@@ -146,7 +146,7 @@ impl Driver {
                 Place::After(before) => {
                     let states = self.polls.follow_seen(before.key.clone(), before.modified);
                     // Where a session's end leaves its keys, the ticket may stay.
-                    let stands = |pair: &Pair| at.is_ticket(pair);
+                    let stands = |pair: &Pair| at.stands(pair, &before);
                     if mutant::on(mutant::NEVER_WOKEN) {
                         std::future::pending::<()>().await;
                     }
@@ -252,6 +252,8 @@ impl Backend for Consul {
         unanswered: bool,
     ) -> Result<Attempt, StoreError> {
         let (driver, nonce) = (&self.driver, claim.nonce);
+        let fresh = ticket.is_none() && !unanswered;
+        driver.sessions.begin(&session.id, &driver.keys.line(claim.kind, &claim.name), nonce, fresh);
         let at = driver.spot(session, claim);
         driver.sessions.enter(&session.id, nonce, &at.key, &at.ticket);
         let attempt = driver.attempt(&at, Note::read(ticket), unanswered).await;
@@ -264,10 +266,14 @@ impl Backend for Consul {
             Ok(Attempt::Anew | Attempt::SessionEnded) => true,
             // Nothing is left in the store, and so there will be no end.
             Ok(Attempt::Blocked(_)) => !claim.queue && !unanswered,
-            Err(error) => error.settled() && ticket.is_none() && !unanswered,
+            Err(error) => error.settled() && fresh,
         };
-        if over {
-            driver.sessions.leave(&session.id, nonce);
+        match &attempt {
+            Ok(Attempt::Blocked(_)) if over => {
+                driver.sessions.answered(&session.id, nonce, &at.line);
+            }
+            _ if over => driver.sessions.leave(&session.id, nonce),
+            _ => {}
         }
         attempt
     }
@@ -317,8 +323,10 @@ impl Backend for Consul {
     ) -> Result<Ended, StoreError> {
         let (driver, at) = (&self.driver, self.driver.spot(session, claim));
         let ended = driver.finish(&at, grant, unanswered).await?;
-        driver.sessions.leave(&session.id, claim.nonce);
-        if !unanswered {
+        if unanswered {
+            driver.sessions.leave(&session.id, claim.nonce);
+        } else {
+            driver.sessions.answered(&session.id, claim.nonce, &at.line);
             driver.look_again(&session.id, claim.nonce, at.key, at.ticket);
         }
         Ok(ended)

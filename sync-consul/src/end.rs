@@ -68,6 +68,9 @@ impl Driver {
 
     /// Leaves the line.
     async fn step_out(&self, at: &Spot<'_>) -> Result<Ended, StoreError> {
+        if at.handed_on {
+            return self.give_up_key(at).await;
+        }
         let mut seen = Seen::new("", Line::new(at.line.clone(), at.ticket.clone(), None));
         let [lock, delete] = leaving(at);
         let ops = [Op::get_tree(&at.ticket), lock, delete];
@@ -95,8 +98,8 @@ impl Driver {
     async fn abandon(&self, at: &Spot<'_>, grant: Option<&Grant>) -> Result<Ended, StoreError> {
         if let Some(grant) = grant {
             let known = index(&grant.version);
-            let [void, ticket] = abandoning(at);
-            let ops = [Op::unchanged(&at.key, known), Op::delete(&at.key), void, ticket];
+            let mut ops = vec![Op::unchanged(&at.key, known), Op::delete(&at.key)];
+            ops.extend(abandoning(at));
             if self.api.done(&ops).await? {
                 return Ok(Ended::Released);
             }

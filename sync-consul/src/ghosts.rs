@@ -92,7 +92,9 @@ impl Driver {
             for pair in self.api.read_all(keys).await? {
                 let ghost = ended.iter().any(|ended| {
                     let again = pair.key == ended.key && pair.is_of(&ended.session, ended.nonce);
-                    again || pair.key == ended.ticket
+                    let left = pair.key == ended.ticket
+                        && !self.sessions.is_in_play(&ended.session, &ended.ticket);
+                    again || left
                 });
                 if ghost {
                     tracing::warn!("a request was carried out twice, one of them late: undone");

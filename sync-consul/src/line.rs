@@ -7,7 +7,8 @@ use crate::pair::Pair;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Before {
     pub(crate) key: String,
-    created: u64,
+    /// When it was made: a session takes a ticket of the same name again.
+    pub(crate) created: u64,
     /// When it was changed last: from there on its going is waited for.
     pub(crate) modified: u64,
 }

@@ -11,6 +11,7 @@ sync_core::mutants! {
     ENDS_UNCOMPARED = "ends-uncompared", "a release deletes the key, whoever has made it";
     NEWCOMERS_FIRST = "newcomers-first", "a newcomer keeps what it got ahead of those who stand in line";
     EVERYBODY_FIRST = "everybody-first", "whoever stands in line tries the key, whoever is before him";
+    TICKETS_ALIKE = "tickets-alike", "a ticket that was made anew counts as the one that was seen";
     KEEPS_PLACE = "keeps-place", "whoever leaves the line leaves its ticket there";
     ALWAYS_QUEUES = "always-queues", "a try for an election that does not wait leaves its ticket";
     WAITS_UNREAD = "waits-unread", "what stands there when a wait begins is not looked at";

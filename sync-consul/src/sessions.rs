@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sync_core::backend::{Loss, Nonce};
+use sync_core::reuse::{Slot, Slots};
 use sync_core::watches::Watches;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::AbortHandle;
@@ -26,6 +27,8 @@ struct Remembered {
     watch: Option<Watch>,
     /// Of the claims' keys.
     watches: Watches,
+    /// Of the claims' tickets.
+    slots: Slots,
 }
 
 #[derive(Debug)]
@@ -87,6 +90,29 @@ impl Sessions {
         }
     }
 
+    /// By which ticket of this line a claim is tried for. `fresh` says that nothing of it can be under
+    /// way.
+    pub(crate) fn begin(&self, session: &Arc<str>, line: &str, nonce: Nonce, fresh: bool) {
+        self.all().entry(Arc::clone(session)).or_default().slots.begin(line, nonce, fresh);
+    }
+
+    /// Which ticket is the claim's.
+    pub(crate) fn slot(&self, session: &str, nonce: Nonce) -> Slot {
+        self.all().get(session).map_or(Slots::new().of(nonce), |own| own.slots.of(nonce))
+    }
+
+    /// Whether a claim is over whose ticket another may have.
+    pub(crate) fn is_anothers(&self, session: &str, nonce: Nonce) -> bool {
+        self.all().get(session).is_some_and(|own| own.slots.is_anothers(nonce))
+    }
+
+    /// Whether a claim in play has this ticket.
+    pub(crate) fn is_in_play(&self, session: &str, ticket: &str) -> bool {
+        let all = self.all();
+        let mut claims = all.get(session).into_iter().flat_map(|own| own.claims.values());
+        claims.any(|playing| playing.ticket == ticket)
+    }
+
     /// An attempt is about to be made.
     pub(crate) fn enter(&self, session: &Arc<str>, nonce: Nonce, key: &str, ticket: &str) {
         let mut all = self.all();
@@ -103,7 +129,17 @@ impl Sessions {
         if let Some(remembered) = self.all().get_mut(session) {
             remembered.claims.remove(&nonce);
             remembered.watches.over(nonce);
+            remembered.slots.over(nonce);
         }
+    }
+
+    /// The same where all that was ever sent of it was answered: another may have its ticket.
+    pub(crate) fn answered(&self, session: &str, nonce: Nonce, line: &str) {
+        if let Some(remembered) = self.all().get_mut(session) {
+            // Tickets are told apart by their indexes where they are looked at.
+            remembered.slots.free(line, nonce, 0);
+        }
+        self.leave(session, nonce);
     }
 
     /// It holds: its key can be watched, if somebody is told of losses.

@@ -95,6 +95,36 @@ async fn an_election_takes_a_place_first_and_enters_in_the_same_call() {
     b.release(&second, &next).await;
 }
 
+/// The agent walks over all keys that ever stood in the line, until it reaps what it keeps of them.
+#[tokio::test]
+async fn a_session_stands_in_line_by_the_same_ticket_again_and_misleads_nobody() {
+    let server = agent(&[]).await;
+    let consul = operator(&server);
+    let (a, b, c) = (client(&server).await, client(&server).await, client(&server).await);
+    let [first, second, third, again] = [(); 4].map(|()| lock("a"));
+    let held = a.held(&first).await;
+    let (turn, behind) = (b.blocked(&second).await, c.blocked(&third).await);
+    let was = consul.pairs(&ticket(&b.session, &second)).await.unwrap().remove(0);
+    a.release(&first, &held).await;
+    let held = entered(&b, &second, &turn).await;
+    b.release(&second, &held).await;
+    let last = b.blocked(&again).await;
+    let is = consul.pairs(&was.key).await.unwrap().remove(0);
+    assert_eq!(is.key, was.key, "by the same ticket");
+    assert!(is.create_index > was.create_index, "at the end of the line");
+
+    // Who stood behind the former is before this one, though it finds a ticket of that name.
+    let turn = c.backend.wait(&c.session, &third, &behind);
+    timeout(Duration::from_secs(5), turn).await.expect("its turn has come");
+    still_waits(&b, &again, &last).await;
+    let held = entered(&c, &third, &behind).await;
+    // A late end of the claim that had it before leaves the ticket alone.
+    assert_eq!(b.backend.end(&b.session, &second, None, false).await.unwrap(), Ended::NotOurs);
+    assert_eq!(keys(&consul, "sync/line/").await, [was.key]);
+    c.release(&third, &held).await;
+    entered(&b, &again, &last).await;
+}
+
 #[tokio::test]
 async fn a_try_without_queue_leaves_nothing() {
     let server = agent(&[]).await;
@@ -113,7 +143,8 @@ async fn a_try_without_queue_leaves_nothing() {
     let place = a.blocked(&waits).await;
     b.release(&mere, &mine).await;
     b.blocked(&claim(Kind::Lock, "a", false)).await;
-    assert_eq!(keys(&consul, "sync/").await, [ticket(&a.session, &waits)]);
+    // By the ticket that the first would have had.
+    assert_eq!(keys(&consul, "sync/").await, [ticket(&a.session, &first)]);
     entered(&a, &waits, &place).await;
 }
 

@@ -59,6 +59,7 @@ mod observer;
 mod options;
 mod queue;
 mod random;
+pub mod reuse;
 mod revocation;
 mod session;
 mod sightings;

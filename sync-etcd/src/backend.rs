@@ -214,7 +214,8 @@ impl Backend for Etcd {
     ) -> Result<Attempt, StoreError> {
         let Some(lease) = self.lease(session) else { return Ok(Attempt::SessionEnded) };
         let fresh = ticket.is_none() && !unanswered;
-        lease.slots().begin(&self.keys.line(claim.kind, &claim.name), claim.nonce, fresh);
+        let line = self.keys.line(claim.kind, &claim.name);
+        lease.slots().begin(line.prefix(), claim.nonce, fresh);
         let place = self.place(&lease, claim);
         let attempt = match ticket.and_then(|ticket| Note::read(&ticket.place)) {
             Some(note) => self.look_around(&place, note.created, 1).await?,
@@ -234,7 +235,7 @@ impl Backend for Etcd {
             Attempt::Held(grant) => self.guard(&place, grant),
             // It has left nothing behind, and nothing else of it is under way.
             Attempt::Blocked(_) if !claim.queue && !unanswered => {
-                lease.slots().free(&place.line, claim.nonce, place.slot.after);
+                lease.slots().free(place.line.prefix(), claim.nonce, place.slot.after);
             }
             Attempt::Anew | Attempt::SessionEnded => lease.slots().over(claim.nonce),
             Attempt::Blocked(_) => {}
@@ -337,7 +338,8 @@ impl Backend for Etcd {
         let deleted = has_deleted(&answer);
         match answer.header() {
             Some(header) if deleted && grant.is_some() && !unanswered => {
-                lease.slots().free(&place.line, claim.nonce, header.revision());
+                let revision = u64::try_from(header.revision()).unwrap_or(0);
+                lease.slots().free(place.line.prefix(), claim.nonce, revision);
             }
             _ => lease.slots().over(claim.nonce),
         }

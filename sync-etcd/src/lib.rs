@@ -66,7 +66,6 @@ pub mod mutant;
 mod mutant;
 mod place;
 mod queue;
-mod reuse;
 mod session;
 mod tls;
 mod watcher;

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use etcd_client::{Compare, CompareOp, KeyValue, PutOptions, Txn, TxnOp};
 use sync_core::backend::{Attempt, Claim, Grant, Ticket, Version};
+use sync_core::reuse::Slot;
 use sync_core::{FencingToken, StoreError};
 
 use crate::keys::{Keys, Line};
 use crate::mutant;
-use crate::reuse::Slot;
 use crate::session::Lease;
 
 /// One claim with its keys.
@@ -57,7 +57,7 @@ impl Place<'_> {
     pub(crate) fn is(&self, found: &KeyValue) -> bool {
         found.key() == self.key.as_bytes()
             && found.lease() == self.lease.id
-            && found.create_revision() > self.slot.after
+            && u64::try_from(found.create_revision()).is_ok_and(|made| made > self.slot.after)
     }
 }
 

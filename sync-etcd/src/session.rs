@@ -7,6 +7,7 @@ use std::time::Duration;
 use etcd_client::{Error, LeaseKeepAliveStream, LeaseKeeper};
 use sync_core::backend::{Loss, Nonce, Renewal};
 use sync_core::connection::Pending;
+use sync_core::reuse::Slots;
 use sync_core::watches::Watches;
 use sync_core::{Clock, Moment, StoreError};
 use tokio::sync::mpsc::UnboundedSender;
@@ -14,7 +15,6 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::dial::{Connector, Link, over, sent};
 use crate::error::Failure;
 use crate::mutant;
-use crate::reuse::Slots;
 
 /// The library's words for an answer that there is no such lease.
 const LEASE_GONE: &str = "lease not found";
