@@ -253,7 +253,12 @@ impl Backend for Consul {
     ) -> Result<Attempt, StoreError> {
         let (driver, nonce) = (&self.driver, claim.nonce);
         let fresh = ticket.is_none() && !unanswered;
-        driver.sessions.begin(&session.id, &driver.keys.line(claim.kind, &claim.name), nonce, fresh);
+        driver.sessions.begin(
+            &session.id,
+            &driver.keys.line(claim.kind, &claim.name),
+            nonce,
+            fresh,
+        );
         let at = driver.spot(session, claim);
         driver.sessions.enter(&session.id, nonce, &at.key, &at.ticket);
         let attempt = driver.attempt(&at, Note::read(ticket), unanswered).await;

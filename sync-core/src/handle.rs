@@ -9,7 +9,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::acquire::Acquisition;
-use crate::backend::Nonce;
 use crate::carried::Carried;
 use crate::claim::Claimed;
 use crate::coordinator::{Inner, SessionSlot};
@@ -206,8 +205,7 @@ impl Wanting {
         let name = self.name(self.verb())?;
         let default = || shared.options.node.clone().unwrap_or_default();
         let node = self.node.clone().unwrap_or_else(default);
-        let length_of_any = Nonce::from_bytes([0; 16]);
-        node::encode(&node, shared.environment.clock.wall(), &length_of_any, 0).map_err(invalid)?;
+        node::check(&node).map_err(invalid)?;
         Ok(Acquisition {
             inner: Arc::clone(&self.inner),
             slot: Arc::clone(&self.slot),

@@ -1,5 +1,6 @@
 //! Who a candidate is, and the record that tells other programs so.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
@@ -80,12 +81,12 @@ pub struct Holder {
 
 /// The record as it stands in the store. Its JSON is pinned: other programs read it.
 #[derive(Serialize, Deserialize)]
-struct Record {
-    id: String,
+struct Record<'a> {
+    id: Cow<'a, str>,
     #[serde(default)]
-    address: String,
+    address: Cow<'a, str>,
     #[serde(default)]
-    metadata: BTreeMap<String, String>,
+    metadata: Cow<'a, BTreeMap<String, String>>,
     /// Milliseconds since 1970.
     #[serde(default)]
     since: Option<u64>,
@@ -104,6 +105,17 @@ fn is_unchanged(change: &u64) -> bool {
 /// What is wrong with a node without an id.
 pub(crate) const NO_ID: &str = "the node's id is empty: others could not tell who it is";
 
+/// Refuses what [`encode`] would refuse.
+pub(crate) fn check(node: &Node) -> Result<(), String> {
+    // A byte takes six at most, and all else fits into the rest.
+    let texts = node.metadata.iter().map(|(key, value)| key.len() + value.len() + 2);
+    let length = node.id.len() + node.address.len() + texts.sum::<usize>();
+    if !node.id.is_empty() && length <= LONGEST_RECORD / 8 {
+        return Ok(());
+    }
+    encode(node, SystemTime::now(), &Nonce::from_bytes([0; 16]), 0).map(drop)
+}
+
 /// The bytes that stand in the store for as long as this claim is held; `change` is 0 at first.
 ///
 /// # Errors
@@ -120,9 +132,9 @@ pub(crate) fn encode(
     }
     let since = since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let record = Record {
-        id: node.id.clone(),
-        address: node.address.clone(),
-        metadata: node.metadata.clone(),
+        id: Cow::Borrowed(&node.id),
+        address: Cow::Borrowed(&node.address),
+        metadata: Cow::Borrowed(&node.metadata),
         since: u64::try_from(since.as_millis()).ok(),
         nonce: Some(nonce.to_hex()),
         change,
@@ -140,12 +152,16 @@ pub(crate) fn encode(
 /// Reads what stands in a store, whoever wrote it.
 pub(crate) fn decode(bytes: &[u8], token: Option<FencingToken>) -> Holder {
     if bytes.len() <= LONGEST_RECORD
-        && let Ok(record) = serde_json::from_slice::<Record>(bytes)
+        && let Ok(record) = serde_json::from_slice::<Record<'_>>(bytes)
     {
         let since = record
             .since
             .and_then(|millis| SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis)));
-        let node = Node { id: record.id, address: record.address, metadata: record.metadata };
+        let node = Node {
+            id: record.id.into_owned(),
+            address: record.address.into_owned(),
+            metadata: record.metadata.into_owned(),
+        };
         return Holder { node, token, since };
     }
     let text = &bytes[..bytes.len().min(LONGEST_FOREIGN_ID)];
@@ -167,7 +183,7 @@ pub fn record_nonce(bytes: &[u8]) -> Option<Nonce> {
     if bytes.len() > LONGEST_RECORD {
         return None;
     }
-    let record: Record = serde_json::from_slice(bytes).ok()?;
+    let record: Record<'_> = serde_json::from_slice(bytes).ok()?;
     Nonce::from_hex(&record.nonce?)
 }
 

@@ -66,7 +66,10 @@ impl Etcd {
     }
 
     fn place<'a>(&'a self, lease: &'a Arc<Lease>, claim: &'a Claim) -> Place<'a> {
-        let line = self.keys.line(claim.kind, &claim.name);
+        self.place_in(self.keys.line(claim.kind, &claim.name), lease, claim)
+    }
+
+    fn place_in<'a>(&'a self, line: Line, lease: &'a Arc<Lease>, claim: &'a Claim) -> Place<'a> {
         let slot = lease.slots().of(claim.nonce);
         let key = line.place(lease.id, slot.nonce);
         Place { claim, lease, line, slot, key, keys: &self.keys }
@@ -216,7 +219,7 @@ impl Backend for Etcd {
         let fresh = ticket.is_none() && !unanswered;
         let line = self.keys.line(claim.kind, &claim.name);
         lease.slots().begin(line.prefix(), claim.nonce, fresh);
-        let place = self.place(&lease, claim);
+        let place = self.place_in(line, &lease, claim);
         let attempt = match ticket.and_then(|ticket| Note::read(&ticket.place)) {
             Some(note) => self.look_around(&place, note.created, 1).await?,
             None => {
