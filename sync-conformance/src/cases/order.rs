@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 use super::wants::{BOTH, SOON, Want, polled};
 use crate::context::Context;
 use crate::failed::Failed;
-use crate::fault::Verb;
+use crate::fault::{Fault, Verb};
 use crate::suite::{Case, Need};
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -20,6 +20,7 @@ pub(crate) fn cases() -> Vec<Case> {
         fair(Case::new(coordinators_are_served_in_the_order_they_came)),
         fair(Case::new(who_goes_on_waiting_keeps_its_place_when_others_leave)),
         fair(Case::new(who_asks_without_waiting_passes_nobody)),
+        fair(Case::new(whoever_stood_before_one_and_is_back_stands_behind)),
         Case::new(tasks_of_one_process_are_served_in_the_order_they_came),
         Case::new(tasks_keep_their_order_when_one_leaves),
         Case::new(a_killed_waiter_is_passed_over).needs(&[Need::SecondProcess]),
@@ -99,6 +100,32 @@ async fn who_goes_on_waiting_keeps_its_place_when_others_leave(ctx: Context) -> 
         ctx.assert_nothing_left_within(SOON).await?;
     }
     Ok(())
+}
+
+/// Whoever waits may learn of the one before only after that one is back.
+async fn whoever_stood_before_one_and_is_back_stands_behind(ctx: Context) -> Result<(), Failed> {
+    let holder = ctx.coordinator().await?;
+    let ((quick, steps), (slow, faults)) = (ctx.faulty().await?, ctx.faulty().await?);
+    for kind in BOTH {
+        let held = Want::new(&holder, kind, "x").take().await?;
+        let (waits, want) = (steps.calls(Verb::Wait), Want::new(&quick, kind, "x"));
+        let before = want.taking();
+        timeout(ctx.long(), steps.called(Verb::Wait, waits + 1)).await?;
+        let waits = faults.calls(Verb::Wait);
+        faults.next(Verb::Wait, Fault::Hang);
+        let waiting = Want::new(&slow, kind, "x").taking();
+        timeout(ctx.long(), faults.called(Verb::Wait, waits + 1)).await?;
+
+        held.give_back().await?;
+        timeout(ctx.long(), before).await???.give_back().await?;
+        let waits = steps.calls(Verb::Wait);
+        let behind = want.taking();
+        timeout(ctx.long(), steps.called(Verb::Wait, waits + 1)).await?;
+        faults.release();
+        timeout(SOON, waiting).await???.give_back().await?;
+        timeout(ctx.long(), behind).await???.give_back().await?;
+    }
+    ctx.assert_nothing_left_within(SOON).await
 }
 
 async fn who_asks_without_waiting_passes_nobody(ctx: Context) -> Result<(), Failed> {

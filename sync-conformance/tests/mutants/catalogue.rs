@@ -276,6 +276,7 @@ fn by_consul(fault: &str) -> (Store, &'static [&'static str]) {
         "ends-uncompared" => &["release::a_repeated_release_spares_a_newer_claim_of_its_session"],
         "newcomers-first" => &["order::who_asks_without_waiting_passes_nobody"],
         "everybody-first" => &["order::coordinators_are_served_in_the_order_they_came"],
+        "tickets-alike" => &["order::whoever_stood_before_one_and_is_back_stands_behind"],
         "keeps-place" => &["waiting::a_wait_that_is_used_up_leaves_no_place_in_line"],
         "always-queues" => &["waiting::a_wait_of_zero_tries_once"],
         "waits-unread" => &["waiting::a_release_before_the_wait_has_begun_wakes_too"],
