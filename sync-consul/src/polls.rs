@@ -297,6 +297,7 @@ struct Poll {
 impl Poll {
     async fn run(self, mut index: Index, _permit: OwnedSemaphorePermit) {
         let clock = &*self.environment.clock;
+        let mut made = None;
         loop {
             // Not while it is under way: the agent goes on with a poll that was broken off, and keeps
             // its connection for as long.
@@ -309,6 +310,8 @@ impl Poll {
             let pause = match self.look(blocking).await {
                 Ok((state, told)) => {
                     let gone = state.is_none();
+                    let before =
+                        std::mem::replace(&mut made, state.as_ref().map(|pair| pair.create_index));
                     let over = gone
                         && self.inner.upgrade().is_none_or(|inner| inner.is_over(&self.subject));
                     self.states.send_replace(State::Is(state.map(Arc::new)));
@@ -316,7 +319,10 @@ impl Poll {
                         return;
                     }
                     let pause = self.environment.jitter(index.told(told));
-                    if blocks { pause.max(PACE) } else { pause }
+                    // Whoever waits for a turn wants to know at once how it goes on if what stood
+                    // there has gone and stands there anew.
+                    let news = self.why == Why::Turn && made != before;
+                    if blocks && !news { pause.max(PACE) } else { pause }
                 }
                 Err(error) => {
                     self.states.send_replace(State::Failed(Arc::new(error)));
