@@ -328,10 +328,13 @@ impl Backend for Consul {
     ) -> Result<Ended, StoreError> {
         let (driver, at) = (&self.driver, self.driver.spot(session, claim));
         let ended = driver.finish(&at, grant, unanswered).await?;
-        if unanswered {
-            driver.sessions.leave(&session.id, claim.nonce);
-        } else {
+        // Without a grant the end is about the ticket, and an earlier one may be under way.
+        if grant.is_some() && !unanswered {
             driver.sessions.answered(&session.id, claim.nonce, &at.line);
+        } else {
+            driver.sessions.leave(&session.id, claim.nonce);
+        }
+        if !unanswered {
             driver.look_again(&session.id, claim.nonce, at.key, at.ticket);
         }
         Ok(ended)
