@@ -2,7 +2,6 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -141,7 +140,9 @@ pub(crate) fn free_port() -> u16 {
     loop {
         let number = std::process::id() * 37 + NEXT.fetch_add(1, Ordering::Relaxed);
         let port = 12_000 + u16::try_from(number % 20_000).unwrap();
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        // Not by listening there: a program that another test starts just then would go on listening
+        // until it has begun, and take for itself what is meant for the server.
+        if std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
             return port;
         }
     }
